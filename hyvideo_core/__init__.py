@@ -1,0 +1,1 @@
+"""HunyuanVideo in plain PyTorch: loading, text encoding, sampling, video autoencoding. Knows nothing of ComfyUI."""
