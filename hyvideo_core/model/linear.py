@@ -1,4 +1,5 @@
 """The Linear that every block is built from, so that loading can swap in another kind of weight."""
+
 from __future__ import annotations
 
 import torch
