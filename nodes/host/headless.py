@@ -1,0 +1,293 @@
+"""The host without ComfyUI: for the command line, the tests and workers. Same names as comfyui.py."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+import threading
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from . import headless_io as io
+from .contracts import Patcher, Progress, Role
+from .folders import EMBEDDED, HOST_TOKENIZERS, PACK_ROOT, TokenizerKind, find_model, list_models, tokenizer_folders
+
+__all__ = [
+    "OUT_OF_MEMORY",
+    "Interrupted",
+    "Patcher",
+    "Progress",
+    "Role",
+    "check_interrupt",
+    "device_for",
+    "empty_cache",
+    "extension",
+    "free_memory",
+    "host_tokenizers",
+    "input_folder",
+    "io",
+    "is_host_vae",
+    "make_patcher",
+    "model_files",
+    "offload_device_for",
+    "output_folder",
+    "place",
+    "preview_factors",
+    "preview_wanted",
+    "progress",
+    "resolve",
+    "temp_folder",
+    "user_folder",
+]
+
+OUT_OF_MEMORY: tuple[type[BaseException], ...] = (torch.OutOfMemoryError, MemoryError)
+CPU = torch.device("cpu")
+# older names of model folders, which many installations still use
+_LEGACY_KINDS = {"diffusion_models": ("unet",), "text_encoders": ("clip",)}
+
+
+class Interrupted(BaseException):
+    """The user wants the run to stop; not an Exception, so that no handler of errors swallows it."""
+
+
+# --- folders
+
+
+def comfyui_root() -> Path | None:
+    """ComfyUI's own folder when the pack lies in its custom_nodes, else None."""
+    root = PACK_ROOT.parents[1]
+    return root if PACK_ROOT.parent.name == "custom_nodes" and (root / "models").is_dir() else None
+
+
+def _default_models() -> tuple[Path, ...]:
+    root = comfyui_root()
+    return (root / "models",) if root else ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folders:
+    """Where a run without ComfyUI reads and writes.
+
+    Args:
+        output, input, user: created when something is written.
+        models: roots that hold one folder per kind of model (`vae`, `diffusion_models`, ...); the first wins.
+    """
+
+    output: Path = field(default_factory=lambda: Path.cwd() / "output")
+    input: Path = field(default_factory=lambda: Path.cwd() / "input")
+    user: Path = field(default_factory=lambda: Path.cwd() / "user")
+    models: tuple[Path, ...] = field(default_factory=_default_models)
+
+
+_folders: list[Folders] = []
+
+
+def use_folders(folders: Folders) -> None:
+    """Sets the folders of this process; before that the defaults hold, relative to the current folder."""
+    _folders[:] = [folders]
+
+
+def _current() -> Folders:
+    return _folders[0] if _folders else Folders()
+
+
+def output_folder() -> Path:
+    """Where results go."""
+    return _current().output
+
+
+def input_folder() -> Path:
+    """Where images and videos that a graph names are looked for."""
+    return _current().input
+
+
+def user_folder() -> Path:
+    """Where settings and caches may be kept."""
+    return _current().user
+
+
+@functools.cache
+def temp_folder() -> Path:
+    """A fresh folder of this process for files that nobody needs tomorrow."""
+    return Path(tempfile.mkdtemp(prefix="hyvideo-"))
+
+
+def _user_model_folders(kind: str) -> list[Path]:
+    names = (kind, *_LEGACY_KINDS.get(kind, ()))
+    return [root / name for root in _current().models for name in names]
+
+
+def model_files(kind: str) -> list[str]:
+    """Names of the models of a kind: the user's first, then the embedded ones."""
+    return list_models([*_user_model_folders(kind), EMBEDDED / kind])
+
+
+def resolve(kind: str, name: str) -> Path:
+    """The path of a listed model; see folders.find_model for what is refused."""
+    return find_model(kind, name, [*_user_model_folders(kind), EMBEDDED / kind])
+
+
+def host_tokenizers(kind: TokenizerKind) -> list[Path]:
+    """Folders with tokenizer files: under the user's text encoders, then those that ComfyUI ships."""
+    root = comfyui_root()
+    shipped = [root / HOST_TOKENIZERS[kind]] if root else []
+    return tokenizer_folders(kind, [*_user_model_folders("text_encoders"), *shipped])
+
+
+# --- progress and interruption
+
+
+class _TerminalProgress:
+    """A bar on stderr; pictures have no place there."""
+
+    def __init__(self, total: int) -> None:
+        self._bar = tqdm(total=total, leave=True)
+
+    def update(self, done: int, preview: Image.Image | None = None) -> None:  # noqa: ARG002
+        self._bar.update(done - self._bar.n)
+        if done >= self._bar.total:
+            self._bar.close()
+
+
+_interrupt = threading.Event()
+
+
+def progress(total: int) -> Progress:
+    """A progress bar of `total` steps on stderr."""
+    return _TerminalProgress(total)
+
+
+def interrupt() -> None:
+    """Asks the running node to stop at its next check; may be called from any thread."""
+    _interrupt.set()
+
+
+def check_interrupt() -> None:
+    """Raises Interrupted once after each request to stop."""
+    if _interrupt.is_set():
+        _interrupt.clear()
+        raise Interrupted
+
+
+def preview_wanted() -> bool:
+    """Never: a terminal shows no pictures, so none need to be made."""
+    return False
+
+
+def preview_factors() -> tuple[list[list[float]], list[float]] | None:
+    """None: the factors of the 13B latents come with ComfyUI."""
+    return None
+
+
+# --- devices and memory
+
+
+def device_for(role: Role) -> torch.device:
+    """Where a part computes: the GPU if there is one; results between nodes stay on the CPU."""
+    return torch.device("cuda") if role != "intermediate" and torch.cuda.is_available() else CPU
+
+
+def offload_device_for(role: Role) -> torch.device:  # noqa: ARG001 (the host decides by role)
+    """Where a part's weights wait."""
+    return CPU
+
+
+class ModulePatcher:
+    """Holds one module and knows its two devices; stands in for the host's ModelPatcher."""
+
+    def __init__(self, module: torch.nn.Module, load_device: torch.device, offload_device: torch.device) -> None:
+        self.model = module
+        self.load_device = load_device
+        self.offload_device = offload_device
+
+    def model_size(self) -> int:
+        """Bytes of all weights and buffers."""
+        return sum(tensor.nbytes for tensor in self._tensors())
+
+    def loaded_size(self) -> int:
+        """Bytes that are on the load device now."""
+        return sum(tensor.nbytes for tensor in self._tensors() if tensor.device.type == self.load_device.type)
+
+    def move(self, device: torch.device) -> None:
+        """Moves the whole module; outside inference mode, so that its weights can still be trained."""
+        with torch.inference_mode(False):
+            self.model.to(device)
+
+    def _tensors(self) -> list[torch.Tensor]:
+        return [*self.model.parameters(), *self.model.buffers()]
+
+
+_placed: list[weakref.ref[ModulePatcher]] = []
+
+
+def make_patcher(module: torch.nn.Module, role: Role) -> ModulePatcher:
+    """The one patcher of a module; keep it as long as the module."""
+    return ModulePatcher(module, device_for(role), offload_device_for(role))
+
+
+def place(patcher: Patcher, memory_required: int = 0) -> torch.device:
+    """Moves a module wholly to its load device, sending others away first where room is short.
+
+    Args:
+        memory_required: bytes that the coming run needs besides the weights.
+    Returns:
+        The device on which to compute.
+    """
+    if not isinstance(patcher, ModulePatcher):
+        raise TypeError(f"expected a patcher of make_patcher, got {type(patcher).__name__}")
+    others = [ref for ref in _placed if ref() not in (None, patcher)]
+    _placed[:] = others
+    free_memory(patcher.model_size() - patcher.loaded_size() + memory_required, patcher.load_device)
+    patcher.move(patcher.load_device)
+    _placed.append(weakref.ref(patcher))
+    return patcher.load_device
+
+
+def free_memory(num_bytes: int, device: torch.device) -> None:
+    """Sends modules away, the longest unused first, until that many bytes are free on a GPU; nothing on the CPU."""
+    for patcher in [ref() for ref in _placed]:
+        if device.type == "cpu" or _free_bytes(device) >= num_bytes:
+            return
+        if patcher is not None and patcher.load_device == device:
+            patcher.move(patcher.offload_device)
+            empty_cache()
+
+
+def _free_bytes(device: torch.device) -> int:
+    """What the driver has left plus what torch's allocator holds without using it."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def empty_cache() -> None:
+    """Gives unused memory back to the driver."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def is_host_vae(candidate: object) -> bool:  # noqa: ARG001 (there is no host)
+    """Never: ComfyUI's own VAE class does not exist here."""
+    return False
+
+
+# --- registration
+
+
+class _Extension:
+    def __init__(self, nodes: Sequence[type[io.ComfyNode]]) -> None:
+        self._nodes = list(nodes)
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return self._nodes
+
+
+def extension(nodes: Sequence[type[io.ComfyNode]]) -> Any:
+    """What the entry point returns: an object whose get_node_list gives the nodes."""
+    return _Extension(nodes)
