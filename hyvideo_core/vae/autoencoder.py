@@ -9,9 +9,9 @@ Source: Kong et al. 2024, "HunyuanVideo", sec. 4.1.
 
 from __future__ import annotations
 
-
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +99,7 @@ class UpBlock(nn.Module):
 
 
 def _resnets(widths: list[int], num_groups: int) -> nn.ModuleList:
-    return nn.ModuleList([ResnetBlock(a, b, num_groups) for a, b in itertools.pairwise(widths)])
+    return nn.ModuleList([ResnetBlock(a, b, num_groups) for a, b in pairwise(widths)])
 
 
 def _layers(blocks: nn.ModuleList) -> Iterator[nn.Module]:
