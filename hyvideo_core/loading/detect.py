@@ -1,0 +1,200 @@
+"""What a weight file holds, told from names and shapes, never from the file's name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..config import TransformerConfig, VaeConfig
+from ..errors import ConfigError, WrongModelError
+from .checkpoint import Checkpoint
+from .key_maps import TRANSFORMER_DIALECTS, VAE_DIALECTS, KeyView, find_view
+
+TRANSFORMER_PROBES = (
+    "txt_in.individual_token_refiner.blocks.0.self_attn_qkv.weight",
+    "double_blocks.0.img_attn_q_norm.weight",
+    "single_blocks.0.q_norm.weight",
+)
+VAE_PROBES = (
+    "decoder.mid_block.attentions.0.to_q.weight",
+    "decoder.mid_block.resnets.0.conv1.conv.weight",
+    "post_quant_conv.weight",
+)
+DEFAULT_ROPE_SIXTEENTHS = (2, 7, 7)
+
+SIGNATURES: tuple[tuple[str, str], ...] = (
+    ("clean_x_embedder.proj.weight", "a FramePack transformer"),
+    ("image_projection.linear_1.weight", "a FramePack transformer"),
+    ("vision_in.proj.0.weight", "a HunyuanVideo 1.5 transformer, another model family"),
+    ("byt5_in.fc1.weight", "a HunyuanImage 2.1 or HunyuanVideo 1.5 transformer, another model family"),
+    ("individual_token_refiner.blocks.0.self_attn_qkv.weight", "a HunyuanVideo transformer"),
+    ("individual_token_refiner.blocks.0.self_attn.qkv.weight", "a HunyuanVideo transformer"),
+    ("token_refiner.refiner_blocks.0.attn.to_q.weight", "a HunyuanVideo transformer"),
+    ("lora_down.weight", "a LoRA"),
+    ("lora_A.weight", "a LoRA"),
+    ("label_emb.0.0.weight", "an SDXL-like U-Net checkpoint"),
+    ("conditioner.embedders.1.model.ln_final.weight", "an SDXL checkpoint"),
+    ("input_blocks.0.0.weight", "a Stable Diffusion U-Net checkpoint"),
+    ("blocks.0.cross_attn.norm_k.weight", "a Wan video transformer"),
+    ("blocks.0.self_attn.norm_q.weight", "a Wan video transformer"),
+    ("patchify_proj.weight", "an LTX video transformer"),
+    ("double_blocks.0.img_attn.norm.query_norm.scale", "a Flux-like transformer"),
+    ("joint_blocks.0.context_block.attn.qkv.weight", "a Stable Diffusion 3 transformer"),
+    ("decoder.mid_block.attentions.0.to_q.weight", "an image or video VAE"),
+    ("decoder.mid.attn_1.q.weight", "an image or video VAE"),
+    ("decoder.conv_in.conv.weight", "a video VAE"),
+    ("multi_modal_projector.linear_1.weight", "a LLaVA vision-language model"),
+    ("vision_model.embeddings.class_embedding", "a CLIP vision encoder"),
+    ("layers.0.self_attn.k_proj.weight", "a language model or CLIP text encoder"),
+    ("encoder.block.0.layer.0.SelfAttention.k.weight", "a T5 text encoder"),
+)
+SCALE_SUFFIXES = (".scale_weight", ".weight_scale", ".fp8_scale", ".comfy_quant", "scaled_fp8")
+
+
+@dataclass(frozen=True, slots=True)
+class DetectedTransformer:
+    """A transformer file: its sizes, and its weights under official names."""
+
+    config: TransformerConfig
+    view: KeyView
+
+    @property
+    def variant(self) -> str:
+        """In words: which member of the family this is, as far as shapes can tell."""
+        if self.config.in_channels == 2 * self.config.out_channels + 1:
+            return "image to video, latent concatenation"
+        if self.config.in_channels != self.config.out_channels:
+            return f"{self.config.in_channels} input channels"
+        return "guidance-distilled" if self.config.has_guidance else "undistilled"
+
+
+@dataclass(frozen=True, slots=True)
+class DetectedVae:
+    """An autoencoder file: its sizes, and its weights under official names."""
+
+    config: VaeConfig
+    view: KeyView
+
+
+def describe(checkpoint: Checkpoint) -> str:
+    """What the file holds, in a few words, for messages."""
+    for suffix, words in SIGNATURES:
+        if any(name == suffix or name.endswith("." + suffix) for name in checkpoint.tensors):
+            return words
+    if any(name.endswith(("lora_down.weight", "lora_A.weight")) for name in checkpoint.tensors):
+        return "a LoRA"
+    return f"something unknown ({len(checkpoint.tensors)} tensors)"
+
+
+def detect_transformer(checkpoint: Checkpoint) -> DetectedTransformer:
+    """Layout and sizes of a HunyuanVideo transformer file.
+
+    Raises:
+        WrongModelError: the file holds something else, or weights with scales that are not read.
+        ConfigError: the sizes stay ambiguous.
+    """
+    words = describe(checkpoint)
+    view = find_view(checkpoint, TRANSFORMER_DIALECTS, TRANSFORMER_PROBES)
+    if view is None or words != "a HunyuanVideo transformer":
+        raise WrongModelError(
+            f"{checkpoint.name} is {words}; expected a HunyuanVideo transformer "
+            "(for example hunyuan_video_720_cfgdistill_bf16.safetensors in models/diffusion_models)"
+        )
+    refuse_scaled_weights(checkpoint)
+    return DetectedTransformer(transformer_config(view), view)
+
+
+def detect_vae(checkpoint: Checkpoint) -> DetectedVae:
+    """Layout and sizes of a HunyuanVideo autoencoder file.
+
+    Raises:
+        WrongModelError: the file holds something else.
+    """
+    view = find_view(checkpoint, VAE_DIALECTS, VAE_PROBES)
+    if view is None or not all(probe in view for probe in VAE_PROBES):
+        raise WrongModelError(
+            f"{checkpoint.name} is {describe(checkpoint)}; expected a HunyuanVideo VAE "
+            "(for example hunyuan_video_vae_bf16.safetensors in models/vae)"
+        )
+    return DetectedVae(vae_config(view), view)
+
+
+def refuse_scaled_weights(checkpoint: Checkpoint) -> None:
+    """Weights that need a scale beside them are noise without it.
+
+    Raises:
+        WrongModelError: the file carries such scales.
+    """
+    scale = next((name for name in checkpoint.tensors if name.endswith(SCALE_SUFFIXES)), None)
+    if scale is not None:
+        raise WrongModelError(
+            f"{checkpoint.name} holds scaled fp8 weights ({scale}), which are not read; "
+            "use the bf16 file or a plain fp8_e4m3fn / fp8_e5m2 one"
+        )
+
+
+def transformer_config(view: KeyView) -> TransformerConfig:
+    """Sizes of a transformer from shapes; what shapes cannot tell from the file's config, else as in the 13B model."""
+    given: Mapping[str, Any] = view.checkpoint.config
+    patch_embed = view.info("img_in.proj.weight").shape
+    hidden_size, patch_size = patch_embed[0], (patch_embed[2], patch_embed[3], patch_embed[4])
+    head_size = _head_size(view, hidden_size)
+    axes = tuple(given.get("rope_dim_list") or (head_size * part // 16 for part in DEFAULT_ROPE_SIXTEENTHS))
+    patch_volume = patch_size[0] * patch_size[1] * patch_size[2]
+    pooled = "vector_in.in_layer.weight"
+    return TransformerConfig(
+        hidden_size=hidden_size,
+        num_heads=hidden_size // head_size,
+        num_double_blocks=_count(view, "double_blocks.{}.img_attn_proj.weight"),
+        num_single_blocks=_count(view, "single_blocks.{}.linear2.weight"),
+        rope_axes=(axes[0], axes[1], axes[2]),
+        text_width=view.info("txt_in.input_embedder.weight").shape[1],
+        pooled_width=view.info(pooled).shape[1] if pooled in view else None,
+        has_guidance="guidance_in.mlp.0.weight" in view,
+        in_channels=patch_embed[1],
+        out_channels=view.info("final_layer.linear.weight").shape[0] // patch_volume,
+        patch_size=patch_size,
+        mlp_ratio=view.info("txt_in.individual_token_refiner.blocks.0.mlp.fc1.weight").shape[0] / hidden_size,
+        num_refiner_blocks=_count(view, "txt_in.individual_token_refiner.blocks.{}.self_attn_qkv.weight"),
+        rope_theta=float(given.get("rope_theta", 256.0)),
+    )
+
+
+def vae_config(view: KeyView) -> VaeConfig:
+    """Sizes of an autoencoder from shapes; norm groups, tile sizes and scaling from the file's config."""
+    given: Mapping[str, Any] = view.checkpoint.config
+    levels = _count(view, "encoder.down_blocks.{}.resnets.0.conv1.conv.weight")
+    channels = tuple(
+        view.info(f"encoder.down_blocks.{level}.resnets.0.conv1.conv.weight").shape[0] for level in range(levels)
+    )
+    defaults = VaeConfig()
+    return VaeConfig(
+        block_channels=channels,
+        layers_per_block=_count(view, "encoder.down_blocks.0.resnets.{}.conv1.conv.weight"),
+        latent_channels=view.info("post_quant_conv.weight").shape[1],
+        norm_groups=int(given.get("norm_num_groups", defaults.norm_groups)),
+        scaling_factor=float(given.get("scaling_factor", defaults.scaling_factor)),
+        sample_size=int(given.get("sample_size", defaults.sample_size)),
+        sample_frames=int(given.get("sample_tsize", defaults.sample_frames)),
+    )
+
+
+def _head_size(view: KeyView, hidden_size: int) -> int:
+    for key in ("double_blocks.0.img_attn_q_norm.weight", "single_blocks.0.q_norm.weight"):
+        if key in view:
+            return view.info(key).shape[0]
+    heads = view.checkpoint.config.get("heads_num")
+    if not heads:
+        raise ConfigError(
+            f"{view.checkpoint.name} has no blocks to tell its head size from; "
+            "write heads_num into the file's config metadata"
+        )
+    return hidden_size // int(heads)
+
+
+def _count(view: KeyView, pattern: str) -> int:
+    count = 0
+    while pattern.format(count) in view:
+        count += 1
+    return count

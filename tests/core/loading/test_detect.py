@@ -1,0 +1,104 @@
+"""Every published layout is recognised from names and shapes, and builds strictly on the meta device."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hyvideo_nodes.hyvideo_core.config import HYVIDEO_T2, HYVIDEO_T2_CFGDISTILL, TransformerConfig, VaeConfig
+from hyvideo_nodes.hyvideo_core.loading import build_transformer, build_vae, detect_transformer, detect_vae
+from hyvideo_nodes.hyvideo_core.loading.checkpoint import Checkpoint, TensorInfo
+from hyvideo_nodes.hyvideo_core.loading.quantization import Fp8Linear
+
+META = torch.device("meta")
+
+
+class MetaCheckpoint(Checkpoint):
+    """A file of which only names and shapes exist."""
+
+    @contextmanager
+    def reading(self):
+        yield lambda name: torch.empty(self.tensors[name].shape, dtype=self.tensors[name].dtype, device=META)
+
+
+def from_table(table: dict, prefix: str = "") -> MetaCheckpoint:
+    tensors = {prefix + name: TensorInfo(tuple(shape), getattr(torch, dtype)) for name, (shape, dtype) in table.items()}
+    return MetaCheckpoint(path=Path("renamed.safetensors"), tensors=tensors)
+
+
+def manifest(manifest_dir: Path, name: str) -> dict:
+    return json.loads((manifest_dir / f"{name}.json").read_text())
+
+
+TRANSFORMERS: dict[str, TransformerConfig] = {
+    "hunyuanvideo_t2v_cfgdistill_transformer.official": HYVIDEO_T2_CFGDISTILL,
+    "hunyuanvideo_t2v_plain_transformer.official": HYVIDEO_T2,
+    "hunyuanvideo_t2v_transformer.diffusers": HYVIDEO_T2_CFGDISTILL,
+    "hunyuanvideo_t2v_cfgdistill_transformer_fp8.official": HYVIDEO_T2_CFGDISTILL,
+    "hunyuanvideo_i2v_token_replace_transformer.official": HYVIDEO_T2_CFGDISTILL,
+    "hunyuanvideo_i2v_token_replace_transformer.diffusers": HYVIDEO_T2_CFGDISTILL,
+    "hunyuanvideo_i2v_latent_concat_transformer.official": replace(HYVIDEO_T2, in_channels=33),
+    "hunyuanvideo_i2v_latent_concat_transformer.diffusers": replace(HYVIDEO_T2, in_channels=33),
+}
+
+
+@pytest.mark.parametrize("prefix", ["", "model.model.", "model.diffusion_model.", "diffusion_model."])
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_full_size_transformers_are_recognised_under_any_prefix(name, prefix, manifest_dir):
+    detected = detect_transformer(from_table(manifest(manifest_dir, name), prefix))
+    assert detected.config == TRANSFORMERS[name]
+    assert detected.view.prefix == prefix
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_full_size_transformers_build_strictly(name, manifest_dir):
+    table = manifest(manifest_dir, name)
+    model = build_transformer(detect_transformer(from_table(table)), dtype=torch.bfloat16, device=META)
+    official = name.replace(".diffusers", ".official").replace("t2v_transformer", "t2v_cfgdistill_transformer")
+    shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
+    assert shapes == {key: shape for key, (shape, _) in manifest(manifest_dir, official).items()}
+
+
+def test_fp8_weights_stay_fp8(manifest_dir):
+    table = manifest(manifest_dir, "hunyuanvideo_t2v_cfgdistill_transformer_fp8.official")
+    model = build_transformer(detect_transformer(from_table(table)), dtype=torch.bfloat16, device=META)
+    layers = [module for module in model.modules() if isinstance(module, Fp8Linear)]
+    assert len(layers) == 320
+    assert {layer.weight.dtype for layer in layers} == {torch.float8_e4m3fn}
+    assert model.dtype == torch.bfloat16
+
+
+def peer_table(manifest_dir: Path, dialect: str) -> dict:
+    """Names of one peer's layout with every block index written out."""
+    names = json.loads((manifest_dir / "peers_keys.json").read_text())[dialect]
+    table = {}
+    for name, (shape, count) in names.items():
+        for index in range(count):
+            table[name.replace(".N.", f".{index}.")] = (shape, "bfloat16")
+    return table
+
+
+@pytest.mark.parametrize("scale_name", ["scale", "weight"])
+def test_comfyui_names_are_recognised_in_both_spellings(scale_name, manifest_dir):
+    table = peer_table(manifest_dir, "comfy_after_host_rename")
+    renamed = {name.replace("_norm.scale", f"_norm.{scale_name}"): entry for name, entry in table.items()}
+    detected = detect_transformer(from_table(renamed, "model.model."))
+    assert detected.view.dialect.name == "ComfyUI"
+    assert detected.config == HYVIDEO_T2_CFGDISTILL
+    assert len(build_transformer(detected, dtype=torch.bfloat16, device=META).state_dict()) == 856
+
+
+@pytest.mark.parametrize("dialect", ["vae_official_or_diffusers", "vae_comfy"])
+def test_full_size_vaes_build_strictly(dialect, manifest_dir):
+    names = json.loads((manifest_dir / "peers_keys.json").read_text())[dialect]
+    checkpoint = from_table({name: (shape, "float16") for name, shape in names.items()}, "vae.")
+    detected = detect_vae(checkpoint)
+    assert detected.config == VaeConfig()
+    model = build_vae(detected, dtype=torch.float16, device=META)
+    shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
+    official = manifest(manifest_dir, "hunyuanvideo_vae.official")
+    assert shapes == {key: shape for key, (shape, _) in official.items()}
