@@ -195,10 +195,10 @@ def find_view(checkpoint: Checkpoint, dialects: tuple[Dialect, ...], probes: tup
     return max(views, key=lambda view: sum(probe in view for probe in probes), default=None)
 
 
-def to_official(
-    tensors: Mapping[str, Tensor], dialect: Dialect, shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, Tensor]:
-    """A foreign state dict in official names; `shapes` are the official names and shapes wanted."""
-    return {
-        key: dialect.join(key, [tensors[name] for name in dialect.sources(key)], shape) for key, shape in shapes.items()
-    }
+def to_official(tensors: Mapping[str, Tensor], dialect: Dialect, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A foreign state dict in official names; `like` is a state dict with the names and shapes wanted."""
+    official = {}
+    for key, wanted in like.items():
+        parts = [tensors[name] for name in dialect.sources(key)]
+        official[key] = dialect.join(key, parts, tuple(wanted.shape))
+    return official
