@@ -22,7 +22,7 @@ def sinusoid(values: Tensor, width: int = SINUSOID_WIDTH) -> Tensor:
     """
     half = width // 2
     steps = torch.arange(half, dtype=torch.float32, device=values.device)
-    angles = values.float()[:, None] * torch.exp(steps * (-math.log(MAX_PERIOD) / half))
+    angles = values.float()[:, None] * torch.exp(-math.log(MAX_PERIOD) * steps / half)
     embedding = torch.cat((angles.cos(), angles.sin()), dim=-1)
     return F.pad(embedding, (0, width % 2))
 

@@ -16,7 +16,8 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor, rows: tuple[int, int] | None = None) -> Tensor:
         """[..., in] to [..., out], or [..., b - a] for rows (a, b), in the weight's dtype."""
-        weight, bias = self.weight, self.bias
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
         if rows is not None:
             weight = weight[rows[0] : rows[1]]
             bias = None if bias is None else bias[rows[0] : rows[1]]

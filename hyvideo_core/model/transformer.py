@@ -91,8 +91,12 @@ class Transformer(nn.Module):
         self.time_in = ScalarEmbed(width)
         self.vector_in = None if config.pooled_width is None else PooledEmbed(config.pooled_width, width)
         self.guidance_in = ScalarEmbed(width) if config.has_guidance else None
-        self.double_blocks = nn.ModuleList(DoubleStreamBlock(config) for _ in range(config.num_double_blocks))
-        self.single_blocks = nn.ModuleList(SingleStreamBlock(config) for _ in range(config.num_single_blocks))
+        self.double_blocks: Sequence[DoubleStreamBlock] = nn.ModuleList(  # type: ignore[assignment]
+            DoubleStreamBlock(config) for _ in range(config.num_double_blocks)
+        )
+        self.single_blocks: Sequence[SingleStreamBlock] = nn.ModuleList(  # type: ignore[assignment]
+            SingleStreamBlock(config) for _ in range(config.num_single_blocks)
+        )
         self.final_layer = FinalLayer(width, config.out_channels * pt * ph * pw)
 
     @property

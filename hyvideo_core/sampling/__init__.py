@@ -1,0 +1,1 @@
+"""From noise to latents: noise, noise levels, solvers, guidance and the loop over steps."""
