@@ -15,9 +15,19 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from ...hyvideo_core.errors import UntrustedFileError
 from . import headless_io as io
 from .contracts import Patcher, Progress, Role
-from .folders import EMBEDDED, HOST_TOKENIZERS, PACK_ROOT, TokenizerKind, find_model, list_models, tokenizer_folders
+from .folders import (
+    EMBEDDED,
+    HOST_TOKENIZERS,
+    PACK_ROOT,
+    TokenizerKind,
+    contained,
+    find_model,
+    list_models,
+    tokenizer_folders,
+)
 
 __all__ = [
     "OUT_OF_MEMORY",
@@ -132,6 +142,17 @@ def model_files(kind: str) -> list[str]:
 def resolve(kind: str, name: str) -> Path:
     """The path of a listed model; see folders.find_model for what is refused."""
     return find_model(kind, name, [*_user_model_folders(kind), EMBEDDED / kind])
+
+
+def why_refused(name: str) -> str | None:
+    """Why no model folder may give a model of that name: it leaves the folder, itself or through a link."""
+    roots = [*_current().models, EMBEDDED]
+    try:
+        for folder in sorted(path for root in roots if root.is_dir() for path in root.iterdir() if path.is_dir()):
+            contained(folder, name)
+    except UntrustedFileError as error:
+        return str(error)
+    return None
 
 
 def host_tokenizers(kind: TokenizerKind) -> list[Path]:

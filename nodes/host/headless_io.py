@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 __all__ = [
     "Boolean",
@@ -205,7 +204,8 @@ class NodeOutput:
 class ComfyNode:
     """Base of every node. State is not kept on it: `execute` is a class method."""
 
-    hidden: SimpleNamespace | None = None
+    # what Schema.hidden asks for, filled in on a copy of the class while it runs
+    hidden: ClassVar[Any] = None
 
     @classmethod
     def define_schema(cls) -> Schema:
