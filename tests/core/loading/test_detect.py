@@ -9,10 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from hyvideo_nodes.hyvideo_core.config import HYVIDEO_T2, HYVIDEO_T2_CFGDISTILL, TransformerConfig, VaeConfig
+from hyvideo_nodes.hyvideo_core.config import (
+    HYVIDEO_T2,
+    HYVIDEO_T2_CFGDISTILL,
+    ClipTextConfig,
+    LlamaConfig,
+    TransformerConfig,
+    VaeConfig,
+)
+from hyvideo_nodes.hyvideo_core.errors import WrongModelError
 from hyvideo_nodes.hyvideo_core.loading import build_transformer, build_vae, detect_transformer, detect_vae
 from hyvideo_nodes.hyvideo_core.loading.checkpoint import Checkpoint, TensorInfo
 from hyvideo_nodes.hyvideo_core.loading.quantization import Fp8Linear
+from hyvideo_nodes.hyvideo_core.loading.text import detect_clip, detect_llama
 
 META = torch.device("meta")
 
@@ -102,3 +111,73 @@ def test_full_size_vaes_build_strictly(dialect, manifest_dir):
     shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
     official = manifest(manifest_dir, "hunyuanvideo_vae.official")
     assert shapes == {key: shape for key, (shape, _) in official.items()}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama3_8b_text.LlamaModel",
+        "llama3_8b_text.LlamaForCausalLM",
+        "llava_llama3_8b.LlavaForConditionalGeneration",
+    ],
+)
+def test_full_size_language_models_are_recognised(name, manifest_dir):
+    assert detect_llama(from_table(manifest(manifest_dir, name))) == LlamaConfig()
+
+
+def test_full_size_clip_is_recognised(manifest_dir):
+    assert detect_clip(from_table(manifest(manifest_dir, "clip_l_text.CLIPTextModel"))) == ClipTextConfig()
+
+
+def test_each_encoder_refuses_the_other_by_name(manifest_dir):
+    llama = from_table(manifest(manifest_dir, "llama3_8b_text.LlamaForCausalLM"))
+    clip = from_table(manifest(manifest_dir, "clip_l_text.CLIPTextModel"))
+    with pytest.raises(WrongModelError, match=r"is a language model; expected a CLIP text encoder"):
+        detect_clip(llama)
+    with pytest.raises(WrongModelError, match=r"is a CLIP text encoder; expected the Llama-3 language model"):
+        detect_llama(clip)
+
+
+FOREIGN = {
+    "SDXL": ({"model.diffusion_model.label_emb.0.0.weight": ([1280, 2816], "float16")}, "SDXL"),
+    "Wan": (
+        {
+            "patch_embedding.weight": ([5120, 16, 1, 2, 2], "bfloat16"),
+            "blocks.0.self_attn.norm_q.weight": ([5120], "bfloat16"),
+        },
+        "Wan",
+    ),
+    "HunyuanVideo 1.5": (
+        {
+            "vision_in.proj.0.weight": ([1152], "bfloat16"),
+            "txt_in.individual_token_refiner.blocks.0.self_attn_qkv.weight": ([6144, 2048], "bfloat16"),
+        },
+        r"HunyuanVideo 1\.5",
+    ),
+    "VAE": ({"decoder.mid_block.attentions.0.to_q.weight": ([512, 512], "float16")}, "VAE"),
+    "LoRA": ({"lora_unet_double_blocks_0_img_mlp_fc1.lora_down.weight": ([4, 3072], "float16")}, "LoRA"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_other_models_are_refused_by_name(name):
+    table, words = FOREIGN[name]
+    with pytest.raises(WrongModelError, match=rf"{words}.*expected a HunyuanVideo transformer"):
+        detect_transformer(from_table(table))
+
+
+def test_scaled_fp8_is_refused_rather_than_read_as_noise(manifest_dir):
+    table = manifest(manifest_dir, "hunyuanvideo_t2v_cfgdistill_transformer_fp8.official")
+    table["double_blocks.0.img_mod.linear.scale_weight"] = ([1], "float32")
+    with pytest.raises(WrongModelError, match=r"scaled fp8.*use the bf16 file"):
+        detect_transformer(from_table(table))
+
+
+def test_a_missing_or_unknown_tensor_is_named(manifest_dir):
+    table = manifest(manifest_dir, "hunyuanvideo_t2v_plain_transformer.official")
+    incomplete = {name: entry for name, entry in table.items() if name != "final_layer.linear.bias"}
+    with pytest.raises(WrongModelError, match=r"lacks 1 tensors, such as final_layer\.linear\.bias"):
+        build_transformer(detect_transformer(from_table(incomplete)), dtype=torch.bfloat16, device=META)
+    with pytest.raises(WrongModelError, match="has unexpected 1 tensors, such as surprise"):
+        stranger = from_table(table | {"surprise": ([1], "float32")})
+        build_transformer(detect_transformer(stranger), dtype=torch.bfloat16, device=META)

@@ -1,0 +1,148 @@
+"""Text encoder files: sizes from shapes, then the encoder with its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import ClipTextConfig, LlamaConfig
+from ..errors import WrongModelError
+from ..text_encoders.clip import ClipTextEncoder, build_clip, load_clip
+from ..text_encoders.llm import LlamaTextEncoder, build_llama, load_llama
+from .checkpoint import Checkpoint, ReadTensor, TensorInfo
+from .detect import describe, refuse_scaled_weights
+
+LLAMA_HEAD_SIZE = 128
+CLIP_HEAD_SIZE = 64
+
+
+class LazyTensors(Mapping[str, Tensor]):
+    """A checkpoint's tensors, each read when it is asked for."""
+
+    def __init__(self, checkpoint: Checkpoint, read: ReadTensor) -> None:
+        self._tensors, self._read = checkpoint.tensors, read
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def detect_llama(checkpoint: Checkpoint) -> LlamaConfig:
+    """Sizes of a language model file, of a plain Llama or inside a LLaVA.
+
+    Raises:
+        WrongModelError: the file holds something else, or weights with scales that are not read.
+    """
+    prefix = _prefix(checkpoint, "layers.0.self_attn.k_proj.weight")
+    if prefix is None or f"{prefix}embed_tokens.weight" not in checkpoint.tensors:
+        raise WrongModelError(
+            f"{checkpoint.name} is {_describe(checkpoint)}; expected the Llama-3 language model "
+            "(for example llava_llama3_fp16.safetensors in models/text_encoders)"
+        )
+    refuse_scaled_weights(checkpoint)
+    embedding = _shape(checkpoint, f"{prefix}embed_tokens.weight")
+    given, defaults = _given(checkpoint), LlamaConfig()
+    num_heads = int(given.get("num_attention_heads", embedding[1] // LLAMA_HEAD_SIZE))
+    keys = _shape(checkpoint, f"{prefix}layers.0.self_attn.k_proj.weight")[0]
+    return LlamaConfig(
+        vocab_size=embedding[0],
+        hidden_size=embedding[1],
+        ffn_size=_shape(checkpoint, f"{prefix}layers.0.mlp.gate_proj.weight")[0],
+        num_layers=_count(checkpoint, prefix + "layers.{}.self_attn.k_proj.weight"),
+        num_heads=num_heads,
+        num_kv_heads=keys * num_heads // embedding[1],
+        rope_theta=float(given.get("rope_theta", defaults.rope_theta)),
+        rms_eps=float(given.get("rms_norm_eps", defaults.rms_eps)),
+    )
+
+
+def detect_clip(checkpoint: Checkpoint) -> ClipTextConfig:
+    """Sizes of a CLIP text encoder file, of the text part alone or of the whole model.
+
+    Raises:
+        WrongModelError: the file holds something else.
+    """
+    prefix = _prefix(checkpoint, "embeddings.token_embedding.weight")
+    if prefix is None:
+        raise WrongModelError(
+            f"{checkpoint.name} is {_describe(checkpoint)}; expected a CLIP text encoder "
+            "(for example clip_l.safetensors in models/text_encoders)"
+        )
+    refuse_scaled_weights(checkpoint)
+    embedding = _shape(checkpoint, f"{prefix}embeddings.token_embedding.weight")
+    given, defaults = _given(checkpoint), ClipTextConfig()
+    return ClipTextConfig(
+        vocab_size=embedding[0],
+        hidden_size=embedding[1],
+        ffn_size=_shape(checkpoint, f"{prefix}encoder.layers.0.mlp.fc1.weight")[0],
+        num_layers=_count(checkpoint, prefix + "encoder.layers.{}.mlp.fc1.weight"),
+        num_heads=int(given.get("num_attention_heads", embedding[1] // CLIP_HEAD_SIZE)),
+        max_positions=_shape(checkpoint, f"{prefix}embeddings.position_embedding.weight")[0],
+        activation=str(given.get("hidden_act", defaults.activation)),
+        norm_eps=float(given.get("layer_norm_eps", defaults.norm_eps)),
+    )
+
+
+def build_llama_encoder(checkpoint: Checkpoint, config: LlamaConfig, *, dtype: torch.dtype) -> LlamaTextEncoder:
+    """The language model with its weights, on the CPU.
+
+    Raises:
+        WrongModelError: tensors are missing, unknown or of other shapes.
+    """
+    encoder = build_llama(config, dtype=dtype)
+    with checkpoint.reading() as read:
+        load_llama(encoder, LazyTensors(checkpoint, read))
+    return encoder
+
+
+def build_clip_encoder(checkpoint: Checkpoint, config: ClipTextConfig, *, dtype: torch.dtype) -> ClipTextEncoder:
+    """The CLIP text encoder with its weights, on the CPU; see `build_llama_encoder`."""
+    encoder = build_clip(config, dtype=dtype)
+    with checkpoint.reading() as read:
+        load_clip(encoder, LazyTensors(checkpoint, read))
+    return encoder
+
+
+def _describe(checkpoint: Checkpoint) -> str:
+    """In words, with Llama and CLIP told apart, since each is often chosen for the other."""
+    if _prefix(checkpoint, "embeddings.token_embedding.weight") is not None:
+        return "a CLIP text encoder"
+    if _prefix(checkpoint, "embed_tokens.weight") is not None:
+        return "a language model"
+    return describe(checkpoint)
+
+
+def _given(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """The file's own configuration; in a LLaVA or CLIP folder the text part's."""
+    inner = checkpoint.config.get("text_config")
+    return inner if isinstance(inner, dict) else checkpoint.config
+
+
+def _prefix(checkpoint: Checkpoint, suffix: str) -> str | None:
+    """What stands before the text model's own names; a vision tower has such layers too."""
+    for name in checkpoint.tensors:
+        if name.endswith(suffix) and "vision" not in name:
+            return name[: -len(suffix)]
+    return None
+
+
+def _shape(checkpoint: Checkpoint, name: str) -> tuple[int, ...]:
+    info: TensorInfo | None = checkpoint.tensors.get(name)
+    if info is None:
+        raise WrongModelError(f"{checkpoint.name} lacks {name}; it is incomplete, download it again")
+    return info.shape
+
+
+def _count(checkpoint: Checkpoint, pattern: str) -> int:
+    count = 0
+    while pattern.format(count) in checkpoint.tensors:
+        count += 1
+    return count
