@@ -146,9 +146,9 @@ def resolve(kind: str, name: str) -> Path:
 
 def why_refused(name: str) -> str | None:
     """Why no model folder may give a model of that name: it leaves the folder, itself or through a link."""
-    roots = [*_current().models, EMBEDDED]
+    roots = [root for root in (*_current().models, EMBEDDED) if root.is_dir()]
     try:
-        for folder in sorted(path for root in roots if root.is_dir() for path in root.iterdir() if path.is_dir()):
+        for folder in [EMBEDDED, *(path for root in roots for path in sorted(root.iterdir()) if path.is_dir())]:
             contained(folder, name)
     except UntrustedFileError as error:
         return str(error)
