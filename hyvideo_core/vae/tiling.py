@@ -248,6 +248,7 @@ def decode_images(
     grid = _video_grid(vae.config)
     images = torch.empty(
         (b, grid.frame_edge(t), h * grid.side, w * grid.side, vae.config.image_channels),
+        dtype=torch.float32,
         device=latents.device if device is None else device,
     )
     decode_tiled(vae, latents, tiling, out=images.permute(0, 4, 1, 2, 3), on_tile=on_tile)
