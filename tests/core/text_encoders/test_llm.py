@@ -128,9 +128,11 @@ def test_loading_shares_memory_and_works_inside_inference_mode(
     whole: transformers.LlamaModel, llama_config: LlamaConfig
 ) -> None:
     state = whole.state_dict()
+    state["layers.0.mlp.down_proj.weight"] = state["layers.0.mlp.down_proj.weight"].half()
     with torch.inference_mode():
         encoder = build_llama(llama_config, dtype=torch.float32)
         load_llama(encoder, state)
+    assert not any(parameter.is_inference() for parameter in encoder.parameters())
     weight = encoder.model.layers[0].mlp.up_proj.weight
     assert weight.data_ptr() == state["layers.0.mlp.up_proj.weight"].data_ptr()
     encoder.requires_grad_(True)(IDS).sum().backward()
