@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal
 
 from ...hyvideo_core.errors import CheckpointError, UntrustedFileError
+
+logger = logging.getLogger(__name__)
 
 PACK_ROOT = Path(__file__).resolve().parents[2]
 EMBEDDED = PACK_ROOT / "embedded"
@@ -101,6 +105,14 @@ def _entries(folder: Path) -> Iterator[str]:
                 continue
             if not path.is_symlink() or path.resolve().is_relative_to(folder.resolve()):
                 yield path.relative_to(folder).as_posix()
+            else:
+                _warn_of_link(path)
+
+
+@functools.cache
+def _warn_of_link(path: Path) -> None:
+    """Says once why a file is missing from the lists; those are made anew all the time."""
+    logger.warning("%s is not offered: it is a link that leads out of the model folder", path)
 
 
 def _is_model_folder(folder: Path) -> bool:

@@ -266,8 +266,8 @@ def place(patcher: Patcher, memory_required: int = 0) -> torch.device:
     others = [ref for ref in _placed if ref() not in (None, patcher)]
     _placed[:] = others
     free_memory(patcher.model_size() - patcher.loaded_size() + memory_required, patcher.load_device)
-    patcher.move(patcher.load_device)
     _placed.append(weakref.ref(patcher))
+    patcher.move(patcher.load_device)
     return patcher.load_device
 
 
