@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import re
 import time
+from collections.abc import Iterator
 from fractions import Fraction
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +40,8 @@ UpscaleModel = io.Custom("UPSCALE_MODEL")
 # --- files
 
 
-def next_file(folder: Path, prefix: str, extension: str, size: tuple[int, int] = (0, 0)) -> Path:
-    """A free name PREFIX_00001_.EXTENSION in a folder, numbered on as ComfyUI does.
+def free_names(folder: Path, prefix: str, extension: str, size: tuple[int, int]) -> Iterator[Path]:
+    """Free names PREFIX_00001_.EXTENSION in a folder, numbered on as ComfyUI does, without end.
 
     Args:
         prefix: may name a sub-folder and hold %year% %month% %day% %hour% %minute% %second% %width% %height%.
@@ -55,8 +57,8 @@ def next_file(folder: Path, prefix: str, extension: str, size: tuple[int, int] =
     base = contained(folder, prefix)
     pattern = re.compile(re.escape(base.name) + r"_(\d+)_")
     taken = [match for path in base.parent.glob("*") if (match := pattern.match(path.name))]
-    number = max((int(match[1]) for match in taken), default=0) + 1
-    return base.with_name(f"{base.name}_{number:05}_.{extension}")
+    for number in count(max((int(match[1]) for match in taken), default=0) + 1):
+        yield base.with_name(f"{base.name}_{number:05}_.{extension}")
 
 
 def check_prefix(prefix: str) -> bool | str:
@@ -82,8 +84,8 @@ def _save_images(
 ) -> list[dict[str, str]]:
     height, width = images.shape[1:3]
     entries = []
-    for frame in images:
-        path = next_file(root, prefix, "png", (width, height))
+    for frame, path in zip(images, free_names(root, prefix, "png", (width, height)), strict=False):
+        check_interrupt()
         save_png(path, frame, _metadata(prompt))
         entries.append(_reported(path, root, kind))
     return entries
@@ -217,7 +219,7 @@ class SaveVideo(io.ComfyNode):
     @classmethod
     def execute(cls, video: VideoClip, filename_prefix: str, **_choices: str) -> io.NodeOutput:
         height, width = video.images.shape[1:3]
-        path = next_file(output_folder(), filename_prefix, "mp4", (width, height))
+        path = next(free_names(output_folder(), filename_prefix, "mp4", (width, height)))
         save_mp4(path, video, _metadata(cls.hidden.prompt))
         entry = _reported(path, output_folder(), "output")
         return io.NodeOutput(video, ui={"images": [entry], "animated": (True,)})
@@ -333,9 +335,9 @@ class ImageUpscaleWithModel(io.ComfyNode):
     def execute(cls, upscale_model: tuple[Any, Any], image: Tensor) -> io.NodeOutput:
         model, patcher = upscale_model
         device = place(patcher)
-        count, height, width, _ = image.shape
-        result = torch.empty(count, height * model.scale, width * model.scale, 3)
-        bar, tile = progress(count), 512
+        frames, height, width, _ = image.shape
+        result = torch.empty(frames, height * model.scale, width * model.scale, 3)
+        bar, tile = progress(frames), 512
         for index, frame in enumerate(image[..., :3]):
             check_interrupt()
             pixels = frame.movedim(-1, 0)[None].to(device, torch.float32)

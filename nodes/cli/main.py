@@ -30,7 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
-    code: int = options.command(options)
+    try:
+        code: int = options.command(options)
+    except (KeyboardInterrupt, Interrupted):
+        return _fail("Interrupted.", INTERRUPTED, debug=False)
     return code
 
 
@@ -56,10 +59,10 @@ def _parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="NODE_ID.INPUT=VALUE", help="replace a value; may be repeated"
     )
     run_parser.add_argument("--output-dir", type=Path, metavar="DIR", help="where results go (default: ./output)")
-    run_parser.add_argument("--input-dir", type=Path, metavar="DIR", help="where LoadImage looks (default: ./input)")
+    run_parser.add_argument("--input-dir", type=_folder, metavar="DIR", help="where LoadImage looks (default: ./input)")
     run_parser.add_argument(
         "--models-dir",
-        type=Path,
+        type=_folder,
         action="append",
         default=[],
         metavar="DIR",
@@ -70,6 +73,12 @@ def _parser() -> argparse.ArgumentParser:
     nodes_parser = commands.add_parser("nodes", help="list the nodes that run here")
     nodes_parser.set_defaults(command=_list_nodes)
     return parser
+
+
+def _folder(text: str) -> Path:
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {text}")
+    return Path(text).resolve()
 
 
 def _list_nodes(_: argparse.Namespace) -> int:
@@ -99,8 +108,6 @@ def _execute(graph: Graph, prompt: dict[str, Any] | None, debug: bool) -> int:
     try:
         with logging_redirect_tqdm():
             shown = run(graph, prompt, announce)
-    except (KeyboardInterrupt, Interrupted):
-        return _fail("Interrupted.", INTERRUPTED, debug=False)
     except HyVideoError as error:
         return _fail(f"{started[-1].label}: {error}", FAILED, debug)
     except OUT_OF_MEMORY as error:

@@ -63,7 +63,7 @@ class ToyPass(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        modes = ["pass", "shape", "interrupt", "memory", "bug"]
+        modes = ["pass", "shape", "interrupt", "ctrl-c", "memory", "bug"]
         return io.Schema(
             node_id="ToyPass",
             display_name="Toy Pass",
@@ -77,6 +77,7 @@ class ToyPass(io.ComfyNode):
         failures = {
             "shape": ShapeError("width 500 is not a multiple of 16; use 496 or 512"),
             "interrupt": headless.Interrupted(),
+            "ctrl-c": KeyboardInterrupt(),
             "memory": torch.OutOfMemoryError("4 GiB wanted"),
             "bug": RuntimeError("a mistake of ours"),
         }

@@ -84,11 +84,12 @@ def _fake_spandrel(read: Any) -> SimpleNamespace:
     )
 
 
-def _upscaling(saving: Any, tmp_path: Path) -> tuple[Any, str]:
+def _upscaling(saving: Any, tmp_path: Path, name: str = "x2.safetensors") -> tuple[Any, str]:
     folder = tmp_path / "models" / "upscale_models"
     folder.mkdir(parents=True)
     save_file({"weight": torch.zeros(2)}, folder / "x2.safetensors")
-    saving["4"] = {"class_type": "UpscaleModelLoader", "inputs": {"model_name": "x2.safetensors"}}
+    torch.save({"params_ema": {"weight": torch.zeros(2)}}, folder / "x2.pth")
+    saving["4"] = {"class_type": "UpscaleModelLoader", "inputs": {"model_name": name}}
     saving["5"] = {"class_type": "ImageUpscaleWithModel", "inputs": {"upscale_model": ["4", 0], "image": ["1", 0]}}
     saving["6"] = {"class_type": "SaveImage", "inputs": {"images": ["5", 0], "filename_prefix": "big_%width%"}}
     return saving, str(tmp_path / "models")
@@ -103,7 +104,10 @@ def test_upscaling_without_spandrel_names_the_package(
     assert "pip install spandrel" in capsys.readouterr().err
 
 
-def test_upscaling_with_spandrel(saving: Any, run_cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["x2.safetensors", "x2.pth"])
+def test_upscaling_with_spandrel(
+    saving: Any, run_cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     seen = []
 
     def read(weights: dict[str, torch.Tensor]) -> _Descriptor:
@@ -111,7 +115,7 @@ def test_upscaling_with_spandrel(saving: Any, run_cli: Any, tmp_path: Path, monk
         return _Descriptor(model=_Doubling(), scale=2)
 
     monkeypatch.setitem(sys.modules, "spandrel", _fake_spandrel(read))
-    graph, models = _upscaling(saving, tmp_path)
+    graph, models = _upscaling(saving, tmp_path, name)
     assert run_cli(graph, "--models-dir", models) == 0
     assert seen == [["weight"]]
     assert sorted(p.name for p in Path("output").glob("*.png")) == [f"big_64_0000{i}_.png" for i in (1, 2, 3)]

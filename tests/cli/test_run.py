@@ -89,8 +89,9 @@ def test_out_of_memory_gives_advice(saving: Any, run_cli: Any, capsys: pytest.Ca
     assert "not enough memory; choose a smaller size" in capsys.readouterr().err
 
 
-def test_interrupt_ends_with_130_and_leaves_no_file(saving: Any, run_cli: Any) -> None:
-    assert run_cli(_through_pass(saving, "interrupt")) == 130
+@pytest.mark.parametrize("kind", ["interrupt", "ctrl-c"])
+def test_interrupt_ends_with_130_and_leaves_no_file(saving: Any, run_cli: Any, kind: str) -> None:
+    assert run_cli(_through_pass(saving, kind)) == 130
     assert not Path("output").exists()
 
 

@@ -193,6 +193,14 @@ def test_bad_setting(saving: Any, refused: Any, setting: str, expected: str) -> 
     assert expected in refused(saving, "--set", setting)
 
 
+@pytest.mark.parametrize("option", ["--models-dir", "--input-dir"])
+def test_folder_that_does_not_exist(saving: Any, run_cli: Any, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run_cli(saving, option, "none")
+    assert stopped.value.code == 2
+    assert "there is no folder none" in capsys.readouterr().err
+
+
 def test_messages_hold_no_control_characters(saving: Any, refused: Any) -> None:
     saving["1"]["_meta"] = {"title": "\x1b[31mred\nnode 3"}
     saving["1"]["inputs"]["count"] = 0
