@@ -37,7 +37,7 @@ OLD_TRANSFORMERS = VENV / "old_transformers"
 OLD_TRANSFORMERS_PINS = ("transformers==4.50.3", "tokenizers==0.21.4", "huggingface_hub==0.36.0")
 
 DEMO_GRAPH = ROOT / "workflows" / "api" / "embedded_t2v.json"
-TRAINING = "hyvideo_nodes.hyvideo_core.training.embedded.main"
+TRAINING = "hyvideo_nodes.hyvideo_core.training.embedded"
 
 
 def say(message: str) -> None:
