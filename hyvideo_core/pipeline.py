@@ -16,12 +16,16 @@ from .sampling.denoise import StepCallback, StepResult, denoise
 from .sampling.guidance import NEGATIVE, POSITIVE, Guidance, choose_guidance
 from .sampling.masking import KeptRegion, fit_mask, mix_noise
 from .sampling.noise import make_noise
-from .sampling.sigmas import TIMESTEP_SCALE, partial_sigmas
+from .sampling.sigmas import TIMESTEP_SCALE, check_sigmas, partial_sigmas
+from .shapes import LatentShape
 from .step_cache import CacheReport, StepCache
 from .text_encoders.conditioning import Conditioning
 
 LATENT_SCALE = 0.476986
 """Raw VAE latents times this are what the transformer sees."""
+
+PEAK_ACTIVATIONS = 20
+"""Tensors of [tokens, hidden size] alive at once in the widest place of a single-stream block."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +39,7 @@ class SamplingOptions:
         flow_shift: see sampling.sigmas.
         cfg: true classifier-free guidance; 1 is off.
         denoise: 1 starts from pure noise.
+        sigmas: noise levels in place of those that steps, flow_shift and denoise give.
     Raises:
         OptionError: a value outside its range.
     """
@@ -45,14 +50,26 @@ class SamplingOptions:
     flow_shift: float = 7.0
     cfg: float = 1.0
     denoise: float = 1.0
+    sigmas: Tensor | None = None
 
     def __post_init__(self) -> None:
-        partial_sigmas(self.steps, self.flow_shift, self.denoise)
+        check_sigmas(self.schedule())
         if self.guidance_scale < 0 or self.cfg < 0:
             raise OptionError(
                 f"embedded_guidance_scale {self.guidance_scale} and cfg {self.cfg}: expected 0 or more; "
                 "6.0 and 1.0 are the model's own"
             )
+
+    def schedule(self) -> Tensor:
+        """Noise levels of the run, (num_steps + 1,) float32."""
+        if self.sigmas is not None:
+            return self.sigmas.float().cpu()
+        return partial_sigmas(self.steps, self.flow_shift, self.denoise)
+
+    @property
+    def num_steps(self) -> int:
+        """Model calls per sample."""
+        return len(self.schedule()) - 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,7 +123,7 @@ def sample_latents(
         ShapeError, ConditioningError, NonFiniteError: see check_request and sampling.denoise.
     """
     check_request(model.config, start, positive, negative, options)
-    sigmas = partial_sigmas(options.steps, options.flow_shift, options.denoise)
+    sigmas = options.schedule()
     noise = make_noise(tuple(start.samples.shape), options.seed, start.batch_index)
     guidance = choose_guidance(options.cfg, bool(negative))
     mask = None if start.noise_mask is None else fit_mask(start.noise_mask, tuple(start.samples.shape))
@@ -158,8 +175,7 @@ def check_request(
             f"latents of shape {list(shape)} are {shape[4] * 8} x {shape[3] * 8} pixels, expected multiples of 16; "
             "change width and height"
         )
-    uses_content = options.denoise < 1 or start.noise_mask is not None
-    if uses_content and not bool(torch.isfinite(start.samples).all()):
+    if not starts_from_noise(start, options) and not bool(torch.isfinite(start.samples).all()):
         raise NonFiniteError(
             "the latents to start from hold NaN or infinity, expected finite numbers; "
             "check the node that made them (a VAE in float16 is a usual cause)"
@@ -173,6 +189,18 @@ def check_request(
             raise ConditioningError(
                 f"{len(prompts)} {name} prompts for {shape[0]} latents, expected one for all or one for each"
             )
+
+
+def starts_from_noise(start: StartLatents, options: SamplingOptions) -> bool:
+    """Whether only the shape of the latents matters: the first noise level is pure noise and nothing is kept."""
+    return float(options.schedule()[0]) >= 1.0 and start.noise_mask is None
+
+
+def activation_bytes(config: TransformerConfig, start: StartLatents) -> int:
+    """A rough peak of what one model call needs besides the weights, in 16 bits."""
+    _, channels, frames, height, width = start.samples.shape
+    shape = LatentShape(channels=channels, frames=frames, height=height, width=width)
+    return PEAK_ACTIVATIONS * shape.num_tokens(config.patch_size) * config.hidden_size * 2
 
 
 def _check_prompt(config: TransformerConfig, name: str, prompt: Conditioning) -> None:
@@ -235,7 +263,7 @@ def _starting_point(
     device: torch.device,
 ) -> tuple[Tensor, KeptRegion | None]:
     own_noise = noise[index : index + 1].to(device)
-    if options.denoise == 1 and mask is None:
+    if starts_from_noise(start, options):
         return own_noise, None
     clean = start.samples[index : index + 1].to(device, torch.float32) * LATENT_SCALE
     latents = mix_noise(clean, own_noise, float(sigmas[0]))

@@ -20,7 +20,7 @@ from ..errors import CheckpointError, CorruptFileError, UntrustedFileError
 
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
-WRAPPER_KEYS = ("module", "state_dict", "model", "ema")
+WRAPPER_KEYS = ("module", "state_dict", "model", "ema", "params_ema", "params")
 MAX_HEADER_BYTES = 100_000_000
 DTYPES = {
     "F64": torch.float64,
@@ -56,11 +56,13 @@ class Checkpoint(ABC):
         path: the file or folder.
         tensors: shape and dtype by name.
         config: what the file says of sizes that shapes cannot tell (its `config` entry), else empty.
+        metadata: its other text entries.
     """
 
     path: Path
     tensors: Mapping[str, TensorInfo]
     config: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -182,7 +184,8 @@ def _open_safetensors(path: Path) -> SafetensorsFile:
         raise CorruptFileError(
             f"{path.name} is truncated: {data_bytes} bytes of tensors, its header promises {end}; download it again"
         )
-    return SafetensorsFile(path=path, tensors=tensors, config=_parse_config(metadata.get("config", "{}"), path.name))
+    config = _parse_config(metadata.pop("config", "{}"), path.name)
+    return SafetensorsFile(path=path, tensors=tensors, config=config, metadata=metadata)
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:

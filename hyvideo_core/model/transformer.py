@@ -39,15 +39,28 @@ BlockRunner = Callable[["Transformer", BlockInputs], Tensor]
 """How the blocks are walked: resident, streamed, skipped by a step cache. Returns image tokens [B, L_img, D]."""
 
 
-def run_blocks(model: Transformer, inputs: BlockInputs) -> Tensor:
-    """Walks all blocks where they are; returns the image tokens."""
-    img, txt, modulation = inputs.img, inputs.txt, inputs.modulation
-    for index, double in enumerate(model.double_blocks):
-        img, txt = double(img, txt, modulation.double(index, double), inputs.rope, inputs.attention)
-    joint = torch.cat((img, txt), dim=1)
-    for index, single in enumerate(model.single_blocks):
-        joint = single(joint, modulation.single(index, single), inputs.rope, inputs.attention)
-    return joint[:, : img.shape[1]]
+def walk_blocks(before_block: Callable[[], None]) -> BlockRunner:
+    """A runner that walks all blocks where they are.
+
+    Args:
+        before_block: called before each block; may raise to stop a step that takes minutes.
+    """
+
+    def run(model: Transformer, inputs: BlockInputs) -> Tensor:
+        img, txt, modulation = inputs.img, inputs.txt, inputs.modulation
+        for index, double in enumerate(model.double_blocks):
+            before_block()
+            img, txt = double(img, txt, modulation.double(index, double), inputs.rope, inputs.attention)
+        joint = torch.cat((img, txt), dim=1)
+        for index, single in enumerate(model.single_blocks):
+            before_block()
+            joint = single(joint, modulation.single(index, single), inputs.rope, inputs.attention)
+        return joint[:, : img.shape[1]]
+
+    return run
+
+
+run_blocks = walk_blocks(lambda: None)
 
 
 def first_modulated_input(model: Transformer, inputs: BlockInputs) -> Tensor:

@@ -45,3 +45,18 @@ def partial_sigmas(num_steps: int, shift: float, denoise: float) -> Tensor:
     return flow_sigmas(max(num_steps, int(num_steps / denoise)) if num_steps > 0 else num_steps, shift)[
         -(num_steps + 1) :
     ]
+
+
+def check_sigmas(sigmas: Tensor) -> None:
+    """Refuses noise levels that are no way from noise to a video.
+
+    Raises:
+        OptionError: fewer than two levels, levels outside 0..1, or levels that rise.
+    """
+    if sigmas.ndim != 1 or len(sigmas) < 2 or float(sigmas.max()) > 1 or float(sigmas.min()) < 0:
+        raise OptionError(
+            f"sigmas of shape {list(sigmas.shape)}, expected at least two noise levels between 1 and 0; "
+            "use a scheduler for flow models"
+        )
+    if bool((sigmas.diff() > 0).any()):
+        raise OptionError("the sigmas rise, expected noise levels that fall from 1 to 0; flip them")

@@ -1,0 +1,33 @@
+"""Every node of the pack, in one list."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import host
+from .conditioning import HYVTextEncode
+from .latents import HYVEmptyLatent, HYVResolution, HYVVAEDecode, HYVVAEEncode
+from .loaders import HYVLoadModel, HYVLoadTextEncoders, HYVLoadVAE
+from .sampling import HYVSampler
+from .step_cache import HYVTeaCache
+
+NODES = [
+    HYVLoadModel,
+    HYVLoadTextEncoders,
+    HYVLoadVAE,
+    HYVTextEncode,
+    HYVEmptyLatent,
+    HYVResolution,
+    HYVSampler,
+    HYVTeaCache,
+    HYVVAEDecode,
+    HYVVAEEncode,
+]
+
+
+def extension() -> Any:
+    """What the entry point hands to the host."""
+    return host.extension(NODES)
+
+
+__all__ = ["NODES", "extension"]

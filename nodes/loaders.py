@@ -1,0 +1,186 @@
+"""Nodes that choose files. They read headers only; weights load when another node first needs them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..hyvideo_core.loading import (
+    build_clip_encoder,
+    build_llama_encoder,
+    build_transformer,
+    build_vae,
+    detect_clip,
+    detect_llama,
+    detect_transformer,
+    detect_vae,
+    open_checkpoint,
+)
+from ..hyvideo_core.text_encoders.tokenizers import CLIP, LLAMA3, find_tokenizer
+from . import host
+from .host import io
+from .recipes import PRECISIONS, ModelRecipe, TextEncodersRecipe, choose_dtype, fingerprint, share_weights
+from .sockets import HYVModel, HYVTextEncoders
+from .vae import VideoVae
+
+CATEGORY = "HunyuanVideo/loaders"
+PRECISION_TOOLTIP = (
+    "What the weights compute in. auto: {auto} on a GPU; on the CPU fp32, or bf16 where fp32 would take more than "
+    "4 GiB."
+)
+
+
+def file_input(id: str, kind: str, tooltip: str, word: str = "") -> Any:  # noqa: A002 (the host's spelling)
+    """A list of the models of a kind; the first whose name holds `word` is chosen at first."""
+    names = host.model_files(kind)
+    default = next((name for name in names if word in name.lower()), names[0] if names else None)
+    return io.Combo.Input(id, options=names, default=default, tooltip=tooltip)
+
+
+def precision_input(auto: str) -> Any:
+    """The precision widget; `auto` names what it stands for on a GPU."""
+    return io.Combo.Input(
+        "precision", options=list(PRECISIONS), default="auto", tooltip=PRECISION_TOOLTIP.format(auto=auto)
+    )
+
+
+class HYVLoadModel(io.ComfyNode):
+    """A transformer file to HYV_MODEL."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """See the help page."""
+        return io.Schema(
+            node_id="HYVLoadModel",
+            display_name="HunyuanVideo Load Model",
+            category=CATEGORY,
+            description="Opens a HunyuanVideo transformer in any common layout (official, ComfyUI, diffusers; bf16, "
+            "fp16, fp32, plain fp8). Only the header is read here.",
+            search_aliases=["hunyuan", "hyvideo", "diffusion model", "unet loader"],
+            inputs=[
+                file_input("model", "diffusion_models", "A file from models/diffusion_models, or the embedded model."),
+                precision_input("bf16"),
+            ],
+            outputs=[HYVModel.Output("model", tooltip="What the sampler needs; weights load at its first run.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, model: str, precision: str) -> tuple[object, ...]:
+        """Changes when the file does."""
+        return (*fingerprint(host.resolve("diffusion_models", model)), precision)
+
+    @classmethod
+    def execute(cls, model: str, precision: str) -> io.NodeOutput:
+        """Reads the header and hands on a recipe."""
+        checkpoint = open_checkpoint(host.resolve("diffusion_models", model))
+        detected = detect_transformer(checkpoint)
+
+        def build() -> torch.nn.Module:
+            dtype = choose_dtype(precision, checkpoint, host.device_for("transformer"), torch.bfloat16)
+            return build_transformer(detected, dtype=dtype)
+
+        weights = share_weights("transformer", checkpoint, precision, build)
+        return io.NodeOutput(ModelRecipe(detected=detected, precision=precision, weights=weights))
+
+
+class HYVLoadTextEncoders(io.ComfyNode):
+    """The two text encoder files to HYV_TEXT_ENCODERS."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """See the help page."""
+        return io.Schema(
+            node_id="HYVLoadTextEncoders",
+            display_name="HunyuanVideo Load Text Encoders",
+            category=CATEGORY,
+            description="Opens the language model (LLaVA-Llama-3) and CLIP-L. Single files or folders; tokenizers "
+            "are found beside the files, under models/text_encoders or in ComfyUI itself. Nothing is downloaded.",
+            search_aliases=["hunyuan", "hyvideo", "dual clip loader", "llava"],
+            inputs=[
+                file_input("llm", "text_encoders", "The language model, for example llava_llama3_fp16.", "llama"),
+                file_input("clip", "text_encoders", "The CLIP text encoder, for example clip_l.", "clip"),
+                precision_input("fp16, as published,"),
+            ],
+            outputs=[HYVTextEncoders.Output("text_encoders", tooltip="For HunyuanVideo Text Encode.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, llm: str, clip: str, precision: str) -> tuple[object, ...]:
+        """Changes when one of the files does."""
+        files = [host.resolve("text_encoders", name) for name in (llm, clip)]
+        return (*map(fingerprint, files), precision)
+
+    @classmethod
+    def execute(cls, llm: str, clip: str, precision: str) -> io.NodeOutput:
+        """Reads both headers, finds both tokenizers and hands on a recipe."""
+        llm_file = open_checkpoint(host.resolve("text_encoders", llm))
+        clip_file = open_checkpoint(host.resolve("text_encoders", clip))
+        llm_config, clip_config = detect_llama(llm_file), detect_clip(clip_file)
+
+        def build_llm() -> torch.nn.Module:
+            dtype = choose_dtype(precision, llm_file, host.device_for("text_encoders"), torch.float16)
+            return build_llama_encoder(llm_file, llm_config, dtype=dtype)
+
+        def build_clip() -> torch.nn.Module:
+            dtype = choose_dtype(precision, clip_file, host.device_for("text_encoders"), torch.float16)
+            return build_clip_encoder(clip_file, clip_config, dtype=dtype)
+
+        return io.NodeOutput(
+            TextEncodersRecipe(
+                llm_config=llm_config,
+                llm=share_weights("text_encoders", llm_file, precision, build_llm),
+                llm_tokenizer=find_tokenizer(
+                    LLAMA3,
+                    num_rows=llm_config.vocab_size,
+                    weights=llm_file.path,
+                    places=host.host_tokenizers("llama"),
+                ),
+                clip_config=clip_config,
+                clip=share_weights("text_encoders", clip_file, precision, build_clip),
+                clip_tokenizer=find_tokenizer(
+                    CLIP,
+                    num_rows=clip_config.vocab_size,
+                    weights=clip_file.path,
+                    places=host.host_tokenizers("clip"),
+                ),
+            )
+        )
+
+
+class HYVLoadVAE(io.ComfyNode):
+    """An autoencoder file to VAE, the native socket."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """See the help page."""
+        return io.Schema(
+            node_id="HYVLoadVAE",
+            display_name="HunyuanVideo Load VAE",
+            category=CATEGORY,
+            description="Opens a HunyuanVideo VAE in either layout (official or ComfyUI). Its output fits our nodes "
+            "and ComfyUI's own VAE nodes.",
+            search_aliases=["hunyuan", "hyvideo", "vae loader"],
+            inputs=[
+                file_input("vae", "vae", "A file from models/vae, or the embedded one.", "hunyuan"),
+                precision_input("fp16, as the reference does,"),
+            ],
+            outputs=[io.Vae.Output("vae", tooltip="For VAE nodes, ours and native ones.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, vae: str, precision: str) -> tuple[object, ...]:
+        """Changes when the file does."""
+        return (*fingerprint(host.resolve("vae", vae)), precision)
+
+    @classmethod
+    def execute(cls, vae: str, precision: str) -> io.NodeOutput:
+        """Reads the header and hands on a VAE whose weights load at first use."""
+        checkpoint = open_checkpoint(host.resolve("vae", vae))
+        detected = detect_vae(checkpoint)
+
+        def build() -> torch.nn.Module:
+            dtype = choose_dtype(precision, checkpoint, host.device_for("vae"), torch.float16)
+            return build_vae(detected, dtype=dtype)
+
+        return io.NodeOutput(VideoVae(detected.config, share_weights("vae", checkpoint, precision, build)))
