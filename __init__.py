@@ -1,4 +1,5 @@
 """HunyuanVideo nodes for ComfyUI: entry point."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING

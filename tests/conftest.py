@@ -1,4 +1,5 @@
 """Shared fixtures. Outside ComfyUI the pack has one import name: hyvideo_nodes (see alias/)."""
+
 from __future__ import annotations
 
 import os

@@ -29,7 +29,7 @@ def declared_names(tree: ast.Module) -> list[str] | None:
 
 
 def export_offences(source) -> list[str]:
-    """Names in `__all__` that do not exist, and names that a package takes in but does not declare."""
+    """Names in `__all__` that do not exist, and names that a package takes in to offer but does not declare."""
     bound, declared = bound_names(source.tree), declared_names(source.tree)
     if "*" in bound:
         return []
@@ -37,8 +37,9 @@ def export_offences(source) -> list[str]:
     if source.parts[-1] == "__init__":
         siblings = [node for node in source.tree.body if isinstance(node, ast.ImportFrom) and node.level == 1]
         offered = {alias.asname or alias.name for node in siblings if node.module for alias in node.names}
-        missing = {name for name in offered if not name.startswith("_")} - {*(declared or [])}
-        offences += [f"{source.path}: {name} is imported but not in __all__" for name in sorted(missing)]
+        used = {node.id for node in ast.walk(source.tree) if isinstance(node, ast.Name)}
+        missing = {name for name in offered if not name.startswith("_")} - {*(declared or [])} - used
+        offences += [f"{source.path}: {name} is neither used nor in __all__" for name in sorted(missing)]
     return offences
 
 
