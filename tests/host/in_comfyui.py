@@ -25,15 +25,19 @@ def main() -> None:
     before = list(sys.path)
     pack = load_pack()
     real = importlib.import_module(".nodes.host", pack.__name__)
-    report = {"sys_path_unchanged": sys.path == before, "behaviour": behaviour(real)}
+    report: dict[str, Any] = {"sys_path_unchanged": sys.path == before}
     sys.path.insert(0, str(PACK / "alias"))
     sys.path.insert(0, str(Path(__file__).parent))
     ours = importlib.import_module("hyvideo_nodes.nodes.host")
+    headless = importlib.import_module("hyvideo_nodes.nodes.host.headless")
+    headless.use_folders(headless.Folders(models=(SCRATCH / "models",)))  # the same lists of files on both sides
     report["doors"] = [type(real.io).__name__, type(ours.io).__name__]
     report["nodes"] = {
         theirs.GET_SCHEMA().node_id: [description(theirs), description(mine)]
         for theirs, mine in zip(node_classes(pack.__name__, real), node_classes("hyvideo_nodes", ours), strict=True)
     }
+    report["core"] = core_inputs(importlib.import_module("hyvideo_nodes.nodes.cli.core_nodes").CORE_NODES)
+    report["behaviour"] = behaviour(real)
     sys.stdout.write(json.dumps(report) + "\n")
 
 
@@ -57,6 +61,23 @@ def node_classes(package: str, host: Any) -> list[Any]:
 def description(node: Any) -> dict[str, Any]:
     """What the front end would be told; JSON, so that tuples and lists compare equal."""
     return json.loads(json.dumps({"inputs": node.INPUT_TYPES(), "info": node.GET_NODE_INFO_V1()}))
+
+
+def core_inputs(ours: list[Any]) -> dict[str, Any]:
+    """ComfyUI's own nodes beside those that the command line has under the same ids: inputs and output types."""
+    theirs = dict(importlib.import_module("nodes").NODE_CLASS_MAPPINGS)
+    for name in ("nodes_video", "nodes_upscale_model"):
+        for node in vars(importlib.import_module(f"comfy_extras.{name}")).values():
+            if isinstance(node, type) and hasattr(node, "GET_SCHEMA") and hasattr(node, "INPUT_TYPES"):
+                try:
+                    theirs[node.GET_SCHEMA().node_id] = node
+                except NotImplementedError:  # the base class
+                    continue
+    found = {}
+    for node in ours:
+        info, real = node.GET_NODE_INFO_V1(), theirs[node.GET_SCHEMA().node_id]
+        found[info["name"]] = [[real.INPUT_TYPES(), list(real.RETURN_TYPES)], [info["input"], info["output"]]]
+    return found
 
 
 def behaviour(host: Any) -> dict[str, Any]:

@@ -85,6 +85,22 @@ def test_in_comfyui_the_name_chooses_comfyui(comfyui_report: dict[str, Any]) -> 
     assert comfyui_report["sys_path_unchanged"]
 
 
+def test_graphs_for_comfyui_s_own_nodes_fit_ours(comfyui_report: dict[str, Any]) -> None:
+    for node_id, ((theirs, their_outputs), (ours, our_outputs)) in comfyui_report["core"].items():
+        known = ours["required"] | ours.get("optional", {})
+        assert theirs["required"].keys() <= known.keys(), node_id
+        assert ours["required"].keys() <= theirs["required"].keys(), node_id
+        for name, socket in theirs["required"].items():
+            assert _type_name(socket[0]) == known[name][0], (node_id, name)
+            wanted = socket[1] if len(socket) > 1 else {}
+            for limit in ("min", "max"):
+                assert wanted.get(limit) == known[name][1].get(limit), (node_id, name)
+            if isinstance(socket[0], list) and socket[0]:
+                assert socket[0] == known[name][1]["options"], (node_id, name)
+        # older hosts have fewer outputs, none of another type
+        assert their_outputs == our_outputs[: len(their_outputs)], node_id
+
+
 def test_comfyui_lists_embedded_files_in_our_loaders_only(comfyui_report: dict[str, Any]) -> None:
     found = comfyui_report["behaviour"]
     assert [name for name in found["our_files"] if "mine" in name] == ["mine.gguf", "mine.safetensors"]
@@ -116,6 +132,10 @@ def test_comfyui_interrupts_previews_and_registration(comfyui_report: dict[str, 
     assert found["listed"] == [1, 2]
     assert found["is_extension"]
     assert found["oom"]
+
+
+def _type_name(io_type: Any) -> str:
+    return "COMBO" if isinstance(io_type, list) or "COMBO" in io_type else io_type
 
 
 def _tree(file: str) -> ast.Module:
