@@ -1,4 +1,5 @@
 """The autoencoder's two halves, each trained against the linear codec's latents on its own."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -14,9 +15,7 @@ from .drawing import background_rgb, draw
 from .objectives import latent_likelihood, psnr, reconstruction_loss
 from .scenes import Scene, SceneMix, sample_scene
 
-EMBEDDED_VAE = VaeConfig(
-    block_channels=(16, 32, 48, 48), layers_per_block=1, norm_groups=8, sample_size=128, sample_frames=32
-)
+EMBEDDED_VAE = VaeConfig(block_channels=(16, 32, 48, 48), layers_per_block=1, norm_groups=8)
 PICTURE_MIX = SceneMix(two_objects=0.3, moving_camera=0.3)
 OBJECT_WEIGHT = 5.0
 MAX_LATENT_NOISE = 0.15
@@ -84,7 +83,8 @@ def new_autoencoder(seed: int = 0) -> VideoAutoencoder:
     for module in vae.modules():
         if isinstance(module, nn.Conv3d):
             nn.init.normal_(module.weight, std=(module.weight[0].numel()) ** -0.5)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         if isinstance(module, ResnetBlock):
             module.conv2.conv.weight.data.mul_(0.1)
     scale, channels = EMBEDDED_VAE.scaling_factor, EMBEDDED_VAE.latent_channels
@@ -104,19 +104,19 @@ class DecoderTask:
 
     codec: PatchCodec
 
-    def loss(self, vae: nn.Module, generator: torch.Generator) -> Tensor:
+    def loss(self, vae: VideoAutoencoder, generator: torch.Generator) -> Tensor:
         """Loss on fresh clips."""
         pictures = draw_pictures(choose_size(generator), generator)
         latents = self.codec.encode(pictures.video)
         amount = torch.rand(len(latents), 1, 1, 1, 1, generator=generator) * MAX_LATENT_NOISE
         latents = latents + amount * torch.randn(latents.shape, generator=generator)
         with torch.autocast("cpu", torch.bfloat16):
-            decoded = vae.decode(latents / EMBEDDED_VAE.scaling_factor)  # type: ignore[operator]
+            decoded = vae.decode(latents / EMBEDDED_VAE.scaling_factor)
         return reconstruction_loss(decoded, pictures.video, pictures.weight)
 
-    def evaluate(self, vae: nn.Module, clips: Tensor) -> dict[str, float]:
+    def evaluate(self, vae: VideoAutoencoder, clips: Tensor) -> dict[str, float]:
         """PSNR of clips (B, 3, F, H, W) from the codec's latents."""
-        decoded = vae.decode(self.codec.encode(clips) / EMBEDDED_VAE.scaling_factor)  # type: ignore[operator]
+        decoded = vae.decode(self.codec.encode(clips) / EMBEDDED_VAE.scaling_factor)
         return {"psnr": psnr(decoded.float(), clips)}
 
 
@@ -126,21 +126,21 @@ class EncoderTask:
 
     codec: PatchCodec
 
-    def loss(self, vae: nn.Module, generator: torch.Generator) -> Tensor:
+    def loss(self, vae: VideoAutoencoder, generator: torch.Generator) -> Tensor:
         """Loss on fresh clips, in units of the scaled latents."""
         pictures = draw_pictures(choose_size(generator), generator)
         with torch.autocast("cpu", torch.bfloat16):
-            moments = vae.encode(pictures.video)  # type: ignore[operator]
+            moments = vae.encode(pictures.video)
         factor = torch.ones(moments.shape[1])
         factor[: len(factor) // 2] = EMBEDDED_VAE.scaling_factor
         return latent_likelihood(moments * factor.view(-1, 1, 1, 1), self.codec.encode(pictures.video))
 
-    def evaluate(self, vae: nn.Module, clips: Tensor) -> dict[str, float]:
+    def evaluate(self, vae: VideoAutoencoder, clips: Tensor) -> dict[str, float]:
         """PSNR of clips there and back through both halves, and the mean error of the latents."""
-        moments = vae.encode(clips)  # type: ignore[operator]
+        moments = vae.encode(clips)
         mean = moments.chunk(2, dim=1)[0]
         error = (mean * EMBEDDED_VAE.scaling_factor - self.codec.encode(clips)).square().mean()
-        return {"latent_error": float(error), "psnr": psnr(vae.decode(mean).float(), clips)}  # type: ignore[operator]
+        return {"latent_error": float(error), "psnr": psnr(vae.decode(mean).float(), clips)}
 
 
 def held_out_clips(count: int) -> Tensor:

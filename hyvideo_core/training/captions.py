@@ -1,4 +1,5 @@
 """Scenes to sentences: one plain form that always works, and natural variations of it."""
+
 from __future__ import annotations
 
 import random

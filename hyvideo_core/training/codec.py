@@ -3,6 +3,7 @@
 It gives the transformer something to learn from before any convolution is trained, and gives the autoencoder a
 target: the encoder learns pixels -> these latents, the decoder these latents -> pixels, each on its own.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
 """Scenes to pixels: anti-aliased shapes over a plain background with a faint pattern that moves with the world."""
+
 from __future__ import annotations
 
 import colorsys

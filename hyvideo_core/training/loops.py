@@ -2,6 +2,7 @@
 
 A step's batch depends on the seed and the step alone, so a run that was stopped and resumed is the same run.
 """
+
 from __future__ import annotations
 
 import copy
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +23,11 @@ from ..errors import NonFiniteError, OptionError
 
 logger = logging.getLogger(__name__)
 
-LossAt = Callable[[nn.Module, torch.Generator], Tensor]
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+LossAt = Callable[[ModuleT, torch.Generator], Tensor]
 """The loss of a module on the batch that a generator (seeded by the step) draws."""
 
-Evaluate = Callable[[nn.Module], dict[str, float]]
+Evaluate = Callable[[ModuleT], dict[str, float]]
 """Named figures of a module with averaged weights."""
 
 
@@ -60,10 +63,10 @@ class Schedule:
         return torch.Generator().manual_seed(self.seed * 1_000_003 + step)
 
 
-class Run:
+class Run(Generic[ModuleT]):
     """A module in training, with its averaged weights, its optimizer and the number of steps taken."""
 
-    def __init__(self, module: nn.Module, schedule: Schedule) -> None:
+    def __init__(self, module: ModuleT, schedule: Schedule) -> None:
         self.module = module
         self.averaged = copy.deepcopy(module).requires_grad_(False)
         self.schedule = schedule
@@ -72,7 +75,7 @@ class Run:
             module.parameters(), lr=schedule.learning_rate, betas=(0.9, 0.99), weight_decay=schedule.weight_decay
         )
 
-    def advance(self, loss_at: LossAt) -> float:
+    def advance(self, loss_at: LossAt[ModuleT]) -> float:
         """Takes one step and gives back its loss.
 
         Raises:
@@ -125,14 +128,14 @@ class Run:
 
 
 def train(
-    module: nn.Module,
+    module: ModuleT,
     schedule: Schedule,
-    loss_at: LossAt,
+    loss_at: LossAt[ModuleT],
     *,
     folder: Path,
     name: str,
-    evaluate: Evaluate | None = None,
-) -> nn.Module:
+    evaluate: Evaluate[ModuleT] | None = None,
+) -> ModuleT:
     """Trains to the end of the schedule, from the stage's own checkpoint where there is one.
 
     Args:
@@ -152,9 +155,7 @@ def train(
     return run.averaged
 
 
-def _walk(
-    run: Run, loss_at: LossAt, evaluate: Evaluate | None, checkpoint: Path, log: Path, bar: tqdm[None]
-) -> None:
+def _walk(run: Run, loss_at: LossAt, evaluate: Evaluate | None, checkpoint: Path, log: Path, bar: tqdm[None]) -> None:
     """The steps themselves; the checkpoint is written last, so that a log line may repeat but never miss."""
     schedule, recent, started = run.schedule, [], time.monotonic()
     while run.step < schedule.steps:

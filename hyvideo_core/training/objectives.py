@@ -1,4 +1,5 @@
 """What is minimised: reconstruction for the autoencoder's halves, flow matching and its distillation for the rest."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -84,7 +85,9 @@ def guided_velocity(
     return unconditional + scale.view(-1, 1, 1, 1, 1) * (conditional - unconditional)
 
 
-def distillation_loss(student: Transformer, point: Tensor, levels: Tensor, text: TextCondition, scale: Tensor, target: Tensor) -> Tensor:
+def distillation_loss(
+    student: Transformer, point: Tensor, levels: Tensor, text: TextCondition, scale: Tensor, target: Tensor
+) -> Tensor:
     """Error of one guided forward against the teacher's two, weighted by 1 / scale^2.
 
     Unweighted, strong guidance would drown the weak one, since the target's size grows with the scale.

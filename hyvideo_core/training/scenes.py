@@ -2,6 +2,7 @@
 
 Lengths are fractions of the frame's shorter side, positions fractions of the frame with y pointing down.
 """
+
 from __future__ import annotations
 
 import random
