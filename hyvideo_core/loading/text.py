@@ -28,6 +28,9 @@ class LazyTensors(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self._read(name)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors  # the inherited test would read the tensor
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
 
