@@ -13,7 +13,7 @@ from typing import Any
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ...hyvideo_core.errors import GraphError, HyVideoError
-from ..host import OUT_OF_MEMORY, Interrupted, output_folder, temp_folder
+from ..host import OUT_OF_MEMORY, Interrupted, io, output_folder, temp_folder
 from ..host.headless import Folders, use_folders
 from .graph import Node, Registry, apply_settings, parse_nodes, read_prompt
 from .runner import run
@@ -42,7 +42,8 @@ def registry() -> Registry:
     from .. import NODES
     from .core_nodes import CORE_NODES
 
-    return {node.GET_SCHEMA().node_id: node for node in [*CORE_NODES, *NODES]}
+    nodes: list[type[io.ComfyNode]] = [*CORE_NODES, *NODES]
+    return {node.GET_SCHEMA().node_id: node for node in nodes}
 
 
 def _parser() -> argparse.ArgumentParser:

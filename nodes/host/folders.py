@@ -41,9 +41,9 @@ def contained(folder: Path, name: str) -> Path:
     """
     relative = PurePosixPath(name.replace("\\", "/"))
     if relative.is_absolute() or PureWindowsPath(name).drive:
-        raise UntrustedFileError(f'"{name}" is an absolute path; give a name relative to {folder}')
+        raise UntrustedFileError(f'"{name}" is an absolute path; give a name relative to the folder that is meant')
     if not name or "\0" in name or ".." in relative.parts:
-        raise UntrustedFileError(f'"{name}" is not a plain name; give a name inside {folder}, without ".."')
+        raise UntrustedFileError(f'"{name}" is not a plain name; give one that stays in its folder, without ".."')
     target = (folder / relative).resolve()
     if not target.is_relative_to(folder.resolve()):
         raise UntrustedFileError(

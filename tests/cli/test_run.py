@@ -13,6 +13,7 @@ from typing import Any
 import av
 import pytest
 import torch
+from hyvideo_nodes.nodes.cli import main
 from hyvideo_nodes.nodes.cli.graph import parse_nodes
 from hyvideo_nodes.nodes.cli.runner import run
 from hyvideo_nodes.nodes.cli.validation import validate
@@ -178,3 +179,26 @@ def _through_pass(graph: dict[str, Any], mode: str) -> dict[str, Any]:
     }
     graph["2"]["inputs"]["images"] = ["4", 0]
     return graph
+
+
+def test_the_pack_s_own_nodes_are_listed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    assert main(["nodes"]) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert {"HYVSampler", "HYVLoadVAE", "SaveVideo"} <= set(listed)
+    assert listed == sorted(listed)
+
+
+def test_a_real_graph_is_checked_with_the_real_nodes(tmp_path: Path) -> None:
+    graph = {
+        "1": {"class_type": "HYVEmptyLatent", "inputs": {"width": 64, "height": 64, "length": 17, "batch_size": 0}},
+        "2": {"class_type": "HYVLoadVAE", "inputs": {"vae": "../x.pt", "precision": "auto"}},
+        "3": {"class_type": "VAEDecode", "inputs": {"samples": ["1", 0], "vae": ["2", 0]}},
+        "4": {"class_type": "PreviewImage", "inputs": {"images": ["3", 0]}},
+    }
+    (tmp_path / "graph.json").write_text(json.dumps(graph))
+    arguments = [sys.executable, str(ROOT), "run", "graph.json"]
+    finished = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 2
+    assert 'node 1 "HunyuanVideo Empty Latent" (HYVEmptyLatent): input "batch_size" is 0' in finished.stderr
+    assert 'node 2 "HunyuanVideo Load VAE" (HYVLoadVAE): input "vae": "../x.pt" is not a plain name' in finished.stderr
