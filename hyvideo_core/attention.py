@@ -2,6 +2,7 @@
 
 Shapes: B batch, L tokens, N heads, E head size.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable

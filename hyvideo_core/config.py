@@ -1,4 +1,5 @@
 """Sizes of every network, as frozen dataclasses, and the published presets."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,18 +1,19 @@
 """Every error that a user can meet, as one tree. Messages say what came, what was expected and what to do.
 
-    HyVideoError
-    |-- ShapeError            sizes that the model cannot take
-    |-- OptionError           a setting outside its range
-    |-- ConfigError           a configuration that contradicts itself
-    |-- ConditioningError     text states that do not fit the model
-    |-- CheckpointError       a weight file that cannot be used
-    |   |-- CorruptFileError  truncated, or not the format that its name says
-    |   |-- WrongModelError   a sound file of something else
-    |   `-- UntrustedFileError  opening it could execute code
-    |-- TokenizerError        a missing or mismatching tokenizer
-    |-- NonFiniteError        NaN or infinity in a result
-    `-- GraphError            a workflow that cannot be run
+HyVideoError
+|-- ShapeError            sizes that the model cannot take
+|-- OptionError           a setting outside its range
+|-- ConfigError           a configuration that contradicts itself
+|-- ConditioningError     text states that do not fit the model
+|-- CheckpointError       a weight file that cannot be used
+|   |-- CorruptFileError  truncated, or not the format that its name says
+|   |-- WrongModelError   a sound file of something else
+|   `-- UntrustedFileError  opening it could execute code
+|-- TokenizerError        a missing or mismatching tokenizer
+|-- NonFiniteError        NaN or infinity in a result
+`-- GraphError            a workflow that cannot be run
 """
+
 from __future__ import annotations
 
 

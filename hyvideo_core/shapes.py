@@ -1,4 +1,5 @@
 """Video, latent and token sizes, and the arithmetic between them."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

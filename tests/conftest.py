@@ -15,7 +15,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch  # noqa: E402
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+# models of tests are too small to gain from threads, and waiting threads slow a busy machine down
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
