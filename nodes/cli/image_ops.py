@@ -76,9 +76,7 @@ def _spans(length: int, size: int) -> Iterator[tuple[int, int]]:
 def _lanczos(frame: Tensor, width: int, height: int) -> Tensor:
     """Pillow's filter, channel by channel in floating point, so that no levels are lost."""
     channels = [
-        np.asarray(
-            Image.fromarray(channel.float().cpu().numpy(), mode="F").resize((width, height), Image.Resampling.LANCZOS)
-        )
+        np.asarray(Image.fromarray(channel.float().cpu().numpy()).resize((width, height), Image.Resampling.LANCZOS))
         for channel in frame.movedim(-1, 0)
     ]
     return torch.from_numpy(np.stack(channels, axis=-1)).clamp(0, 1)
