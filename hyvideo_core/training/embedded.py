@@ -22,7 +22,6 @@ from .codec import preview_factors
 from .export import EmbeddedFiles, export_clip, export_llama, export_transformer, export_vae
 from .inspection import Sampler, judged_scenes, measure, save_contact_sheet
 from .plan import QUICK, STANDARD, Plan
-from .readers import EMBEDDED_CLIP, EMBEDDED_LLAMA
 from .workshop import Workshop
 
 logger = logging.getLogger(__name__)
@@ -99,8 +98,8 @@ def export(workshop: Workshop, out_dir: Path) -> None:
     export_transformer(workshop.distilled(), files.transformer, preview_factors(codec.encode(clips), clips))
     export_vae(workshop.encoder(), files.vae)
     language, pooled = workshop.readers()
-    export_llama(language, EMBEDDED_LLAMA, files.llama)
-    export_clip(pooled, EMBEDDED_CLIP, files.clip)
+    export_llama(language, workshop.llama_config(), files.llama)
+    export_clip(pooled, workshop.clip_config(), files.clip)
     for tokenizer, weights in zip(workshop.tokenizers(), (files.llama, files.clip), strict=True):
         tokenizer.backend.save(str(files.tokenizer_of(weights)))
 

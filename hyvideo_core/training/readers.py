@@ -25,7 +25,7 @@ from .scenes import BACKGROUNDS, CAMERAS, HUES, MOTIONS, SHAPES, Scene, SceneMix
 EMBEDDED_LLAMA = LlamaConfig(
     vocab_size=640, hidden_size=96, ffn_size=256, num_layers=4, num_heads=4, num_kv_heads=2, max_positions=512
 )
-EMBEDDED_CLIP = ClipTextConfig(vocab_size=637, hidden_size=64, ffn_size=256, num_layers=2, num_heads=4)
+EMBEDDED_CLIP = ClipTextConfig(vocab_size=720, hidden_size=64, ffn_size=256, num_layers=2, num_heads=4)
 
 READING_MIX = SceneMix(two_objects=0.4, moving_camera=0.3)
 """What the encoders read: more of the rare kinds than is drawn."""

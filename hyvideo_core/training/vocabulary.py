@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -32,10 +33,10 @@ def learn_llm_tokenizer(sentences: Iterable[str], vocab_size: int = 640) -> Toke
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    return _learn(tokenizer, sentences, vocab_size, LLM_SPECIALS, suffix=None)
+    return _learn(tokenizer, sentences, _trainer(vocab_size - len(LLM_SPECIALS)), LLM_SPECIALS)
 
 
-def learn_clip_tokenizer(sentences: Iterable[str], vocab_size: int = 700) -> Tokenizer:
+def learn_clip_tokenizer(sentences: Iterable[str], vocab_size: int = 720) -> Tokenizer:
     """A lower-case tokenizer of CLIP's kind: words end in `</w>`, and the end token has the highest id."""
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
@@ -45,23 +46,23 @@ def learn_clip_tokenizer(sentences: Iterable[str], vocab_size: int = 700) -> Tok
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    return _learn(tokenizer, sentences, vocab_size, CLIP_SPECIALS, suffix="</w>")
+    trainer = _trainer(vocab_size - len(CLIP_SPECIALS), end_of_word_suffix="</w>")
+    return _learn(tokenizer, sentences, trainer, CLIP_SPECIALS)
 
 
 def _learn(
-    tokenizer: Tokenizer, sentences: Iterable[str], vocab_size: int, specials: tuple[str, ...], suffix: str | None
+    tokenizer: Tokenizer, sentences: Iterable[str], trainer: trainers.BpeTrainer, specials: tuple[str, ...]
 ) -> Tokenizer:
-    """Learns merges, with every byte in the alphabet, so that any prompt can be read if not understood."""
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(specials),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-        end_of_word_suffix=suffix,
-    )
     tokenizer.train_from_iterator((*sentences, _EVERY_LAST_BYTE), trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
     return tokenizer
 
 
-_EVERY_LAST_BYTE = " ".join([chr(code) for code in range(33, 127)] + [chr(0x400 + code) for code in range(64)])
+def _trainer(vocab_size: int, **options: Any) -> trainers.BpeTrainer:
+    """Every byte is in the alphabet, so that any prompt can be read, if not understood."""
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    return trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False, **options)
+
+
+_EVERY_LAST_BYTE = " ".join([chr(code) for code in range(33, 127)] + [chr(0x4E00 + code) for code in range(64)])
 """One-character words that end in each byte a word can end in: a suffixed byte is known only if it was met."""

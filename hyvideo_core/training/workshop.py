@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from ..config import ClipTextConfig, LlamaConfig
 from ..model.transformer import Transformer
 from ..text_encoders.llm import build_llama
 from ..text_encoders.templates import IMAGE_TEMPLATE, VIDEO_TEMPLATE
@@ -64,23 +65,27 @@ class Workshop:
         """Both text encoders with the values that their files will hold, trained where they are not yet."""
         llm_tokenizer, clip_tokenizer = self.tokenizers()
         torch.manual_seed(0)
-        pooled_task = PooledTask(clip_tokenizer)
-        pooled = self._train(
-            PooledReader(EMBEDDED_CLIP), self.plan.pooled, pooled_task.loss, "clip", pooled_task.evaluate
-        )
-        language_task = LanguageTask(llm_tokenizer, VIDEO_TEMPLATE)
-        language = self._train(
-            LanguageReader(EMBEDDED_LLAMA), self.plan.language, language_task.loss, "llama", language_task.evaluate
-        )
+        pooled, pooled_task = PooledReader(self.clip_config()), PooledTask(clip_tokenizer)
+        pooled = self._train(pooled, self.plan.pooled, pooled_task.loss, "clip", pooled_task.evaluate)
+        language, language_task = LanguageReader(self.llama_config()), LanguageTask(llm_tokenizer, VIDEO_TEMPLATE)
+        language = self._train(language, self.plan.language, language_task.loss, "llama", language_task.evaluate)
         for reader in (language, pooled):
             round_to(reader, torch.bfloat16)
         return language, pooled
+
+    def llama_config(self) -> LlamaConfig:
+        """Sizes of the language model, with a row for each token that was learned."""
+        return replace(EMBEDDED_LLAMA, vocab_size=self.tokenizers()[0].num_ids)
+
+    def clip_config(self) -> ClipTextConfig:
+        """Sizes of the pooled encoder, with a row for each token that was learned."""
+        return replace(EMBEDDED_CLIP, vocab_size=self.tokenizers()[1].num_ids)
 
     def text_reader(self) -> TextReader:
         """The text encoders as a prompt meets them."""
         language, pooled = self.readers()
         llm_tokenizer, clip_tokenizer = self.tokenizers()
-        encoder = build_llama(EMBEDDED_LLAMA, dtype=torch.float32, device="cpu")
+        encoder = build_llama(self.llama_config(), dtype=torch.float32, device="cpu")
         kept = encoder.model.state_dict()
         encoder.model.load_state_dict({name: language.model.state_dict()[name] for name in kept})
         return TextReader(llm=encoder, llm_tokenizer=llm_tokenizer, clip=pooled.encoder, clip_tokenizer=clip_tokenizer)
