@@ -24,6 +24,9 @@ from .text_encoders.conditioning import Conditioning
 LATENT_SCALE = 0.476986
 """Raw VAE latents times this are what the transformer sees."""
 
+SIGMA_ROUNDING = 1e-6
+"""How far the first noise level of a full run may lie from 1."""
+
 PEAK_ACTIVATIONS = 20
 """Tensors of [tokens, hidden size] alive at once in the widest place of a single-stream block."""
 
@@ -193,7 +196,7 @@ def check_request(
 
 def starts_from_noise(start: StartLatents, options: SamplingOptions) -> bool:
     """Whether only the shape of the latents matters: the first noise level is pure noise and nothing is kept."""
-    return float(options.schedule()[0]) >= 1.0 and start.noise_mask is None
+    return float(options.schedule()[0]) > 1.0 - SIGMA_ROUNDING and start.noise_mask is None
 
 
 def activation_bytes(config: TransformerConfig, start: StartLatents) -> int:

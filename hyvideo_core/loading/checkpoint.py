@@ -210,7 +210,8 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _what_it_is(path: Path) -> str:
-    start = path.open("rb").read(64)
+    with path.open("rb") as file:
+        start = file.read(64)
     if start.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer; run 'git lfs pull' or download the file itself"
     if start.lstrip().lower().startswith((b"<!doctype", b"<html")):

@@ -64,8 +64,8 @@ class ClipTextEncoder(nn.Module):
         return states[torch.arange(len(states), device=states.device), first_end]
 
     @property
-    def device(self) -> torch.device:
-        """Where token ids have to be."""
+    def weights_device(self) -> torch.device:
+        """Where token ids have to be; not called `device`, which ComfyUI writes on every module that it moves."""
         return self._embeddings.token_embedding.weight.device
 
     @property

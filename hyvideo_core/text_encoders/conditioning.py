@@ -89,7 +89,7 @@ def encode_states(
             num_cut,
             max_tokens - crop,
         )
-    states = llm(torch.tensor([ids], device=llm.device))
+    states = llm(torch.tensor([ids], device=llm.weights_device))
     return states[:, crop:].clone(), num_cut
 
 
@@ -107,7 +107,7 @@ def encode_pooled(prompt: str, clip: ClipTextEncoder, tokenizer: PromptTokenizer
             num_cut,
             clip.max_positions - 2,
         )
-    return clip(torch.tensor([ids], device=clip.device), tokenizer.end_id), num_cut
+    return clip(torch.tensor([ids], device=clip.weights_device), tokenizer.end_id), num_cut
 
 
 def gather_valid(states: Tensor, mask: Tensor) -> list[Tensor]:

@@ -63,8 +63,8 @@ class LlamaTextEncoder(nn.Module):
         return output.last_hidden_state
 
     @property
-    def device(self) -> torch.device:
-        """Where token ids have to be."""
+    def weights_device(self) -> torch.device:
+        """Where token ids have to be; not called `device`, which ComfyUI writes on every module that it moves."""
         return self.model.embed_tokens.weight.device
 
     @property

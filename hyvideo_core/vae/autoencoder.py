@@ -181,8 +181,8 @@ class VideoAutoencoder(nn.Module):
         return self.post_quant_conv.weight.dtype
 
     @property
-    def device(self) -> torch.device:
-        """Where its weights are."""
+    def weights_device(self) -> torch.device:
+        """Where its weights are; not called `device`, which ComfyUI writes on every module that it moves."""
         return self.post_quant_conv.weight.device
 
     def encode(self, video: Tensor) -> Tensor:
@@ -194,7 +194,7 @@ class VideoAutoencoder(nn.Module):
             ShapeError: frames not ft * k + 1, or sides that the spatial factor does not divide.
         """
         check_video(tuple(video.shape), self.config)
-        return self.quant_conv(self.encoder(video.to(self.device, self.dtype)))
+        return self.quant_conv(self.encoder(video.to(self.weights_device, self.dtype)))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Video [B, 3, F, H, W], nominally in -1..1 and not clamped, in the model's dtype and on its device.
@@ -205,7 +205,7 @@ class VideoAutoencoder(nn.Module):
             ShapeError: not five axes, an empty axis, or another number of channels.
         """
         check_latents(tuple(latents.shape), self.config)
-        return self.decoder(self.post_quant_conv(latents.to(self.device, self.dtype)))
+        return self.decoder(self.post_quant_conv(latents.to(self.weights_device, self.dtype)))
 
 
 def check_video(shape: tuple[int, ...], config: VaeConfig) -> None:

@@ -22,7 +22,15 @@ from PIL import Image
 
 from . import headless_io
 from .contracts import Patcher, Progress, Role
-from .folders import EMBEDDED, HOST_TOKENIZERS, TokenizerKind, find_model, list_models, tokenizer_folders
+from .folders import (
+    EMBEDDED,
+    HOST_TOKENIZERS,
+    MODEL_EXTENSIONS,
+    TokenizerKind,
+    find_model,
+    list_models,
+    tokenizer_folders,
+)
 
 __all__ = [
     "OUT_OF_MEMORY",
@@ -102,13 +110,23 @@ def _model_folders(*kinds: str) -> list[Path]:
     return [Path(folder) for kind in known for folder in folder_paths.get_folder_paths(kind)]
 
 
+def _native_files(kind: str) -> list[str]:
+    """What the host itself lists: links that the user put into a model folder too, as for every other loader."""
+    names = folder_paths.get_filename_list(kind) if kind in folder_paths.folder_names_and_paths else []
+    # forward slashes on every system, so that graphs travel
+    return [name.replace("\\", "/") for name in names if Path(name).suffix.lower() in MODEL_EXTENSIONS]
+
+
 def model_files(kind: str) -> list[str]:
     """Names of the models of a kind: the user's first, then the embedded ones."""
-    return list_models(_model_folders(kind, _PRIVATE_PREFIX + kind))
+    folders = _model_folders(kind, _PRIVATE_PREFIX + kind)
+    return list(dict.fromkeys([*_native_files(kind), *list_models(folders)]))
 
 
 def resolve(kind: str, name: str) -> Path:
     """The path of a listed model; see folders.find_model for what is refused."""
+    if name in _native_files(kind):
+        return Path(folder_paths.get_full_path_or_raise(kind, name))
     return find_model(kind, name, _model_folders(kind, _PRIVATE_PREFIX + kind))
 
 

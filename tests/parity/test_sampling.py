@@ -138,7 +138,7 @@ def test_teacache_decides_as_the_reference_does(threshold, golden_dir, monkeypat
         state = TeaCache(rel_l1_thresh=threshold).start(num_steps)
         computed: list[int] = []
 
-        def blocks(_model, inputs):
+        def blocks(_model, inputs, computed=computed):
             computed.append(1)
             return inputs.img * 1.5 + 0.25
 

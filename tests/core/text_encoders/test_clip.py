@@ -72,7 +72,7 @@ def test_longer_position_tables_are_a_matter_of_configuration() -> None:
     assert encoder.max_positions == 248
     assert encoder.num_rows == 49408
     assert encoder.model.embeddings.position_ids.tolist() == [list(range(248))]
-    assert encoder.device.type == "meta"
+    assert encoder.weights_device.type == "meta"
 
 
 def test_a_missing_tensor_is_named(clip: ClipTextEncoder, clip_config: ClipTextConfig) -> None:

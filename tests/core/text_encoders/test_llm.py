@@ -210,5 +210,5 @@ def test_fewer_skipped_layers_are_one_more_needed(llama_config: LlamaConfig) -> 
 
 def test_the_encoder_says_where_its_ids_go(llama_config: LlamaConfig) -> None:
     encoder = build_llama(llama_config, dtype=torch.float32)
-    assert encoder.device.type == "meta"
+    assert encoder.weights_device.type == "meta"
     assert encoder.num_rows == llama_config.vocab_size

@@ -1,0 +1,101 @@
+"""The VAE object, as native nodes use it and as ours do."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hyvideo_nodes.hyvideo_core.errors import ShapeError, WrongModelError
+from hyvideo_nodes.hyvideo_core.vae.tiling import Tiling
+from hyvideo_nodes.nodes.vae import native_tiling, user_tiling
+
+
+def test_it_has_what_native_nodes_touch(vae):
+    assert vae.temporal_compression_decode() == 4
+    assert vae.spacial_compression_decode() == vae.spacial_compression_encode() == 8
+    assert (vae.latent_channels, vae.latent_dim) == (16, 3)
+    assert vae.patcher.model is vae.first_stage_model
+    assert vae.get_sd().keys() == vae.first_stage_model.state_dict().keys()
+    assert vae.device.type == vae.output_device.type == "cpu"
+    vae.throw_exception_if_invalid()
+
+
+def test_opening_it_loads_nothing(vae):
+    assert vae._weights.patcher is None
+
+
+def test_decode_gives_frames_of_each_video(vae):
+    images = vae.decode(torch.randn(2, 16, 3, 4, 6))
+    assert images.shape == (2, 9, 32, 48, 3)
+    assert images.dtype == torch.float32
+
+
+def test_tiles_in_latents_and_in_widgets_are_the_same_tiles(vae):
+    samples = torch.randn(1, 16, 6, 12, 12)
+    native = vae.decode_tiled(samples, tile_x=8, tile_y=8, overlap=2, tile_t=4, overlap_t=1)
+    ours = vae.decode_with(samples, Tiling(tile_size=64, overlap=16, temporal_size=16, temporal_overlap=4))
+    assert torch.equal(native, ours)
+
+
+def test_encode_cuts_alpha_borders_and_frames(vae):
+    latents = vae.encode(torch.rand(11, 37, 42, 4))
+    assert latents.shape == (1, 16, 3, 4, 5)
+    assert latents.dtype == torch.float32
+
+
+def test_tiled_encode_takes_pixels_and_frames(vae):
+    pixels = torch.rand(17, 96, 64, 3)
+    native = vae.encode_tiled(pixels, tile_x=64, tile_y=64, overlap=16, tile_t=8, overlap_t=4)
+    assert native.shape == (1, 16, 5, 12, 8)
+    assert torch.equal(
+        native, vae.encode_with(pixels, Tiling(tile_size=64, overlap=16, temporal_size=8, temporal_overlap=4))
+    )
+
+
+def test_the_references_tiles_are_the_default(vae):
+    assert user_tiling(vae.config, 256, 64, 64, 16) == Tiling.official(vae.config)
+    assert not user_tiling(vae.config, 256, 32, 64, 16).keep_redundant
+    assert native_tiling(vae.config, 8, 4, (None, None), None, None, None).tile_size == 256
+
+
+def test_zero_means_whole(vae):
+    assert user_tiling(vae.config, 0, 64, 0, 16) == Tiling(
+        tile_size=None, overlap=0, temporal_size=None, temporal_overlap=0
+    )
+
+
+def test_a_copy_can_be_given_another_patcher(vae):
+    other = copy.copy(vae)
+    other.patcher = copy.copy(vae.patcher)
+    other.device = torch.device("cpu")
+    assert other.patcher is not vae.patcher
+    assert other.first_stage_model is vae.first_stage_model
+    assert torch.equal(other.decode(torch.zeros(1, 16, 1, 2, 2)), vae.decode(torch.zeros(1, 16, 1, 2, 2)))
+
+
+def test_our_encode_node_cuts_to_sizes_that_can_be_sampled(vae, run_node):
+    (latent,) = run_node("HYVVAEEncode", pixels=torch.rand(10, 50, 70, 3), vae=vae)
+    assert latent["samples"].shape == (1, 16, 3, 6, 8)
+
+
+def test_encode_then_decode_keeps_the_size(vae, run_node):
+    (latent,) = run_node("HYVVAEEncode", pixels=torch.rand(9, 48, 64, 3), vae=vae)
+    (images,) = run_node("HYVVAEDecode", samples=latent, vae=vae)
+    assert images.shape == (9, 48, 64, 3)
+
+
+def test_too_small_a_picture_is_refused(vae, run_node):
+    with pytest.raises(ShapeError, match="at least 16 x 16"):
+        run_node("HYVVAEEncode", pixels=torch.rand(9, 8, 64, 3), vae=vae)
+
+
+def test_latents_of_another_model_are_refused_before_loading(vae, run_node):
+    with pytest.raises(ShapeError, match=r"expected \[batch, 16"):
+        run_node("HYVVAEDecode", samples={"samples": torch.zeros(1, 4, 8, 8)}, vae=vae)
+    assert vae._weights.patcher is None
+
+
+def test_a_foreign_vae_is_refused_by_name(run_node):
+    with pytest.raises(WrongModelError, match=r"an unknown object \(object\).*use HunyuanVideo Load VAE"):
+        run_node("HYVVAEDecode", samples={"samples": torch.zeros(1, 16, 1, 2, 2)}, vae=object())
