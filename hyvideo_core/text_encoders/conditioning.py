@@ -15,7 +15,7 @@ from ..errors import ConditioningError, TokenizerError
 from .clip import ClipTextEncoder
 from .llm import LlamaTextEncoder
 from .templates import VIDEO_TEMPLATE, PromptTemplate
-from .tokenizers import PromptTokenizer
+from .tokenizers import PromptTokenizer, shown
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def encode_states(
     ids, num_cut = tokenizer.encode(template.apply(prompt), max_tokens)
     if ids[:crop] != tokenizer.encode(template.prefix).ids:
         raise TokenizerError(
-            f"{tokenizer.source} merges the {template.name} template with the prompt, so that the template "
+            f"{shown(tokenizer.source)} merges the {template.name} template with the prompt, so that the template "
             "cannot be cut away; use the tokenizer that was published with the text encoder"
         )
     if num_cut:
@@ -98,7 +98,7 @@ def encode_states(
 def encode_pooled(prompt: str, clip: ClipTextEncoder, tokenizer: PromptTokenizer) -> tuple[Tensor, int]:
     """CLIP's pooled state [1, P] of the bare prompt, and how many tokens were too many for it."""
     if tokenizer.end_id is None:
-        raise TokenizerError(f"{tokenizer.source} has no end token, which CLIP pools at; use a CLIP tokenizer")
+        raise TokenizerError(f"{shown(tokenizer.source)} has no end token, which CLIP pools at; use a CLIP tokenizer")
     ids, num_cut = tokenizer.encode(prompt.strip(), clip.max_positions)
     if num_cut:
         logger.warning(

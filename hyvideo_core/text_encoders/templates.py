@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import TokenizerError
-from .tokenizers import PromptTokenizer
+from .tokenizers import PromptTokenizer, shown
 
 PLACEHOLDER = "{}"
 _LLAMA3_MIN_IDS = 128_000
@@ -48,7 +48,7 @@ class PromptTemplate:
         length = len(tokenizer.encode(self.prefix).ids)
         if tokenizer.num_ids >= _LLAMA3_MIN_IDS and length != self.llama3_crop:
             raise TokenizerError(
-                f"{tokenizer.source} splits the {self.name} template into {length} tokens, expected "
+                f"{shown(tokenizer.source)} splits the {self.name} template into {length} tokens, expected "
                 f"{self.llama3_crop}; use the tokenizer.json of LLaVA-Llama-3-8B"
             )
         return length

@@ -54,6 +54,11 @@ CLIP = TokenizerKind(
 )
 
 
+def shown(path: Path) -> str:
+    """A file with the folder it is in: messages never show where a user keeps things."""
+    return f"{path.parent.name}/{path.name}"
+
+
 class TokenIds(NamedTuple):
     """Ids of one text, and how many more it had before it was cut to length."""
 
@@ -92,8 +97,8 @@ class PromptTokenizer:
         """
         if not self.num_ids <= num_rows < 2 * self.num_ids:
             raise TokenizerError(
-                f"{self.source} gives token ids up to {self.num_ids - 1}, but the text encoder has {num_rows} rows; "
-                "use the tokenizer that was published with these weights"
+                f"{shown(self.source)} gives token ids up to {self.num_ids - 1}, but the text encoder has {num_rows} "
+                "rows; use the tokenizer that was published with these weights"
             )
 
 
@@ -132,7 +137,7 @@ def find_tokenizer(
     tried = []
     for path in dict.fromkeys(_candidates(kind, weights, places)):
         if not path.is_file():
-            tried.append(f"{path}: not there")
+            tried.append(f"{shown(path)}: not there")
             continue
         try:
             tokenizer = read_tokenizer(path, kind)
@@ -142,10 +147,10 @@ def find_tokenizer(
             logger.info("%s tokenizer: passed over %s", kind.label, error)
             tried.append(str(error))
         else:
-            logger.info("%s tokenizer: %s", kind.label, path)
+            logger.info("%s tokenizer: %s", kind.label, shown(path))
             return tokenizer
     files = "tokenizer.json" + (f" (or its {VOCAB_NAME} and {MERGES_NAME})" if kind.has_vocab_pair else "")
-    home = f"beside {weights}" if weights else "into the folder of the text encoder"
+    home = f"beside {weights.name}" if weights else "into the folder of the text encoder"
     wish = f", as {weights.stem}.tokenizer.json" if weights and not weights.is_dir() else ""
     raise TokenizerError(
         f"no {kind.label} tokenizer for a text encoder of {num_rows} rows. Put the {files} that was published with "
@@ -170,21 +175,21 @@ def _read_json(path: Path) -> Tokenizer:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
-        raise TokenizerError(f"{path} cannot be read as text ({error}); copy the file again") from error
+        raise TokenizerError(f"{shown(path)} cannot be read as text ({error}); copy the file again") from error
     try:
         return Tokenizer.from_str(text)
     except Exception as error:  # all that the library raises for a wrong layout
-        raise TokenizerError(f"{path} is broken, or no tokenizer.json ({error}); copy that file again") from error
+        raise TokenizerError(f"{shown(path)} is broken, or no tokenizer.json ({error}); copy it again") from error
 
 
 def _read_clip_pair(path: Path, kind: TokenizerKind) -> Tokenizer:
     merges = path.with_name(MERGES_NAME)
     if not kind.has_vocab_pair or not merges.is_file():
-        raise TokenizerError(f"{path} has no {MERGES_NAME} of a CLIP tokenizer beside it; both are needed")
+        raise TokenizerError(f"{shown(path)} has no {MERGES_NAME} of a CLIP tokenizer beside it; both are needed")
     try:
         model = BPE.from_file(str(path), str(merges), end_of_word_suffix="</w>", unk_token=kind.end)
     except Exception as error:  # all that the library raises for a wrong layout
-        raise TokenizerError(f"{path} and {MERGES_NAME} are no CLIP vocabulary ({error}); copy both again") from error
+        raise TokenizerError(f"{shown(path)} and {MERGES_NAME} are no CLIP vocabulary ({error}); copy both") from error
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -202,5 +207,7 @@ def _read_clip_pair(path: Path, kind: TokenizerKind) -> Tokenizer:
 def _special_id(backend: Tokenizer, name: str, path: Path, kind: TokenizerKind) -> int:
     token_id = backend.token_to_id(name)
     if token_id is None or backend.encode(name, add_special_tokens=False).ids != [token_id]:
-        raise TokenizerError(f"{path} has no special token {name}, so it is no {kind.label} tokenizer; choose another")
+        raise TokenizerError(
+            f"{shown(path)} has no special token {name}, so it is no {kind.label} tokenizer; choose one"
+        )
     return token_id

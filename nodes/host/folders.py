@@ -47,7 +47,7 @@ def contained(folder: Path, name: str) -> Path:
     target = (folder / relative).resolve()
     if not target.is_relative_to(folder.resolve()):
         raise UntrustedFileError(
-            f'"{name}" leads through a link out of {folder} to {target}; move the file into the folder, or add the '
+            f'"{name}" leads through a link out of its folder; move the file into the folder, or add the '
             "folder that holds it to the model folders (extra_model_paths.yaml in ComfyUI, --models-dir here)"
         )
     return folder / relative
@@ -76,7 +76,7 @@ def find_model(kind: str, name: str, folders: Sequence[Path]) -> Path:
             return path
     known = list_models(folders)
     raise CheckpointError(
-        f'there is no model "{name}" in the folder "{kind}" ({_joined(folders) or "no such folder is set up"}); '
+        f'there is no model "{name}" in the folder "{kind}"; '
         f"there is: {_joined(known) or 'nothing'}. Put the file there, or choose one of these"
     )
 
