@@ -99,7 +99,8 @@ def test_nothing_found_lists_every_place_and_what_to_do(tokenizer_json: Path, tm
     for path in (tmp_path / "llm.tokenizer.json", tmp_path / "tokenizer.json", tmp_path / "more" / "tokenizer.json"):
         assert f"{path.parent.name}/{path.name}: not there" in message
     assert str(tmp_path) not in message
-    assert f"{tokenizer_json.parent.name}/tokenizer.json gives token ids up to 325, but the text encoder has 1000 rows" in message
+    given = f"{tokenizer_json.parent.name}/tokenizer.json"
+    assert f"{given} gives token ids up to 325, but the text encoder has 1000 rows" in message
     assert "beside llm.safetensors, as llm.tokenizer.json" in message
 
 
