@@ -18,6 +18,3 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention by PyTorch's own kernels: always there, always right."""
     out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
     return out.transpose(1, 2)
-
-
-BACKENDS: dict[str, AttentionBackend] = {"sdpa": sdpa}

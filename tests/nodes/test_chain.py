@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gc
+import json
 import weakref
 
 import pytest
 import torch
 from hyvideo_nodes.hyvideo_core.errors import ConditioningError, NonFiniteError, ShapeError
+from hyvideo_nodes.hyvideo_core.loading import open_checkpoint
 from hyvideo_nodes.nodes import recipes
 from hyvideo_nodes.nodes.host import headless
+from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture
@@ -233,3 +236,30 @@ def test_a_template_of_the_other_kind_is_warned_about(sample, run_node, caplog):
     (still,) = run_node("HYVEmptyLatent", width=32, height=32, length=1)
     sample(latent=still)
     assert "encoded with the video template but the latent is one frame" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_a_plain_fp8_file_stays_fp8_and_samples_nearly_the_same(
+    dtype, model_files, tmp_path, positive, latent, run_node
+):
+    whole = model_files / "diffusion_models" / "tiny.safetensors"
+    checkpoint = open_checkpoint(whole)
+    weights = {
+        name: tensor.to(dtype) if "_blocks." in name and tensor.ndim == 2 else tensor.bfloat16()
+        for name, tensor in load_file(whole).items()
+    }
+    (tmp_path / "diffusion_models").mkdir()
+    small = tmp_path / "diffusion_models" / "small.safetensors"
+    save_file(weights, small, metadata={"config": json.dumps(dict(checkpoint.config))})
+    headless.use_folders(headless.Folders(models=(tmp_path, model_files)))
+    results = {}
+    for name in ("tiny.safetensors", "small.safetensors"):
+        (loaded,) = run_node("HYVLoadModel", model=name)
+        results[name] = run_node("HYVSampler", model=loaded, positive=positive, latent=latent, steps=3)[0]["samples"]
+        kept = {
+            weight.dtype for key, weight in loaded.weights.patcher.model.named_parameters() if "linear1.weight" in key
+        }
+        assert kept == ({dtype} if name == "small.safetensors" else {torch.float32})
+    exact, rounded = results["tiny.safetensors"], results["small.safetensors"]
+    assert not torch.equal(exact, rounded)
+    assert (exact - rounded).norm() / exact.norm() < 0.2
