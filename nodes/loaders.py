@@ -25,16 +25,18 @@ from .sockets import HYVModel, HYVTextEncoders
 from .vae import VideoVae
 
 CATEGORY = "HunyuanVideo/loaders"
+NAMES = ("hunyuan", "hyvideo")
 PRECISION_TOOLTIP = (
     "What the weights compute in. auto: {auto} on a GPU; on the CPU fp32, or bf16 where fp32 would take more than "
     "4 GiB."
 )
 
 
-def file_input(id: str, kind: str, tooltip: str, word: str = "") -> Any:  # noqa: A002 (the host's spelling)
-    """A list of the models of a kind; the first whose name holds `word` is chosen at first."""
+def file_input(id: str, kind: str, tooltip: str, *words: str) -> Any:  # noqa: A002 (the host's spelling)
+    """A list of the models of a kind; at first the first one is chosen whose name holds one of the words."""
     names = host.model_files(kind)
-    default = next((name for name in names if word in name.lower()), names[0] if names else None)
+    likely = [name for word in words for name in names if word in name.lower()]
+    default = next(iter([*likely, *names]), None)
     return io.Combo.Input(id, options=names, default=default, tooltip=tooltip)
 
 
@@ -59,7 +61,9 @@ class HYVLoadModel(io.ComfyNode):
             "fp16, fp32, plain fp8). Only the header is read here.",
             search_aliases=["hunyuan", "hyvideo", "diffusion model", "unet loader"],
             inputs=[
-                file_input("model", "diffusion_models", "A file from models/diffusion_models, or the embedded model."),
+                file_input(
+                    "model", "diffusion_models", "A file from models/diffusion_models, or the embedded model.", *NAMES
+                ),
                 precision_input("bf16"),
             ],
             outputs=[HYVModel.Output("model", tooltip="What the sampler needs; weights load at its first run.")],
@@ -162,7 +166,7 @@ class HYVLoadVAE(io.ComfyNode):
             "and ComfyUI's own VAE nodes.",
             search_aliases=["hunyuan", "hyvideo", "vae loader"],
             inputs=[
-                file_input("vae", "vae", "A file from models/vae, or the embedded one.", "hunyuan"),
+                file_input("vae", "vae", "A file from models/vae, or the embedded one.", *NAMES),
                 precision_input("fp16, as the reference does,"),
             ],
             outputs=[io.Vae.Output("vae", tooltip="For VAE nodes, ours and native ones.")],

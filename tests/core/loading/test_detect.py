@@ -20,6 +20,7 @@ from hyvideo_nodes.hyvideo_core.config import (
 from hyvideo_nodes.hyvideo_core.errors import WrongModelError
 from hyvideo_nodes.hyvideo_core.loading import build_transformer, build_vae, detect_transformer, detect_vae
 from hyvideo_nodes.hyvideo_core.loading.checkpoint import Checkpoint, TensorInfo
+from hyvideo_nodes.hyvideo_core.loading.key_maps import DIFFUSERS
 from hyvideo_nodes.hyvideo_core.loading.quantization import Fp8Linear
 from hyvideo_nodes.hyvideo_core.loading.text import detect_clip, detect_llama
 
@@ -181,3 +182,12 @@ def test_a_missing_or_unknown_tensor_is_named(manifest_dir):
     with pytest.raises(WrongModelError, match="has unexpected 1 tensors, such as surprise"):
         stranger = from_table(table | {"surprise": ([1], "float32")})
         build_transformer(detect_transformer(stranger), dtype=torch.bfloat16, device=META)
+
+
+def test_the_diffusers_table_equals_the_published_key_map(manifest_dir):
+    table = manifest(manifest_dir, "keymap_transformer_official_to_diffusers")
+    assert len(table) > 850
+    for key, parts in table.items():
+        assert [name for name, _ in parts] == list(DIFFUSERS.sources(key)), key
+        swapped = any(operation == ["swap_halves"] for _, operation in parts)
+        assert swapped == key.startswith(DIFFUSERS.swapped_halves), key
