@@ -12,7 +12,7 @@ from .conditioning import (
     gather_valid,
 )
 from .llm import HIDDEN_STATE_SKIP, LlamaTextEncoder, build_llama, llama_layouts, load_llama
-from .templates import IMAGE_TEMPLATE, NEGATIVE_PROMPT, TEMPLATES, VIDEO_TEMPLATE, PromptTemplate
+from .templates import IMAGE_TEMPLATE, TEMPLATES, VIDEO_TEMPLATE, PromptTemplate
 from .tokenizers import CLIP, LLAMA3, PromptTokenizer, TokenIds, TokenizerKind, find_tokenizer, read_tokenizer
 from .weights import KeyLayouts
 
@@ -23,7 +23,6 @@ __all__ = [
     "IMAGE_TEMPLATE",
     "LLAMA3",
     "MAX_VIDEO_TOKENS",
-    "NEGATIVE_PROMPT",
     "TEMPLATES",
     "VIDEO_TEMPLATE",
     "ClipTextEncoder",

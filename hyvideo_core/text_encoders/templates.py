@@ -10,12 +10,6 @@ from .tokenizers import PromptTokenizer, shown
 PLACEHOLDER = "{}"
 _LLAMA3_MIN_IDS = 128_000
 
-NEGATIVE_PROMPT = (
-    "Aerial view, aerial view, overexposed, low quality, deformation, a poor composition, "
-    "bad hands, bad teeth, bad eyes, bad limbs, distortion"
-)
-"""What an empty negative prompt stands for when classifier-free guidance is on."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptTemplate:

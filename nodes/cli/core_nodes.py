@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
 import time
 from collections.abc import Iterator
@@ -296,8 +296,14 @@ class UpscaleModelLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls) -> bool | str:
-        is_there = importlib.util.find_spec("spandrel") is not None
-        return is_there or "upscaling models need the package spandrel; install it with: pip install spandrel"
+        try:
+            importlib.import_module("spandrel")
+        except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not fit this torch
+            return (
+                f"upscaling models need the package spandrel, which cannot be imported here ({error}); install it with "
+                "pip install spandrel, and a torchvision that was built for your torch"
+            )
+        return True
 
     @classmethod
     def execute(cls, model_name: str) -> io.NodeOutput:

@@ -98,7 +98,7 @@ def _upscaling(saving: Any, tmp_path: Path, name: str = "x2.safetensors") -> tup
 def test_upscaling_without_spandrel_names_the_package(
     saving: Any, run_cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(core_nodes.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "spandrel", None)
     graph, models = _upscaling(saving, tmp_path)
     assert run_cli(graph, "--models-dir", models) == 2
     assert "pip install spandrel" in capsys.readouterr().err

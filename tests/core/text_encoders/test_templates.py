@@ -8,7 +8,6 @@ import pytest
 from hyvideo_nodes.hyvideo_core.errors import TokenizerError
 from hyvideo_nodes.hyvideo_core.text_encoders import (
     IMAGE_TEMPLATE,
-    NEGATIVE_PROMPT,
     TEMPLATES,
     VIDEO_TEMPLATE,
     PromptTemplate,
@@ -22,10 +21,6 @@ PUBLISHED = {"dit-llm-encode-video": VIDEO_TEMPLATE, "dit-llm-encode": IMAGE_TEM
 def test_text_and_crop_are_the_published_ones(name: str, published: dict) -> None:
     assert PUBLISHED[name].text == published["templates"][name]["template"]
     assert PUBLISHED[name].llama3_crop == published["templates"][name]["crop_start"]
-
-
-def test_the_default_negative_prompt_is_the_published_one(published: dict) -> None:
-    assert published["negative_prompt_t2v"] == NEGATIVE_PROMPT
 
 
 def test_templates_are_found_by_their_name() -> None:
