@@ -28,6 +28,7 @@ from .folders import (
     MODEL_EXTENSIONS,
     TokenizerKind,
     find_model,
+    is_shard,
     list_models,
     tokenizer_folders,
 )
@@ -113,14 +114,18 @@ def _model_folders(*kinds: str) -> list[Path]:
 def _native_files(kind: str) -> list[str]:
     """What the host itself lists: links that the user put into a model folder too, as for every other loader."""
     names = folder_paths.get_filename_list(kind) if kind in folder_paths.folder_names_and_paths else []
+    folders = _model_folders(kind)
     # forward slashes on every system, so that graphs travel
-    return [name.replace("\\", "/") for name in names if Path(name).suffix.lower() in MODEL_EXTENSIONS]
+    return [
+        name.replace("\\", "/")
+        for name in names
+        if Path(name).suffix.lower() in MODEL_EXTENSIONS and not any(is_shard(folder / name) for folder in folders)
+    ]
 
 
 def model_files(kind: str) -> list[str]:
     """Names of the models of a kind: the user's first, then the embedded ones."""
-    folders = _model_folders(kind, _PRIVATE_PREFIX + kind)
-    return list(dict.fromkeys([*_native_files(kind), *list_models(folders)]))
+    return list_models(_model_folders(kind, _PRIVATE_PREFIX + kind), known=_native_files(kind))
 
 
 def resolve(kind: str, name: str) -> Path:

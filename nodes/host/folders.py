@@ -53,11 +53,15 @@ def contained(folder: Path, name: str) -> Path:
     return folder / relative
 
 
-def list_models(folders: Sequence[Path]) -> list[str]:
-    """Names of model files and model folders, relative and with forward slashes; earlier folders first."""
-    names: dict[str, None] = {}
+def list_models(folders: Sequence[Path], known: Sequence[str] = ()) -> list[str]:
+    """Names of model files and model folders, relative and with forward slashes; earlier folders first.
+
+    Args:
+        known: names that are listed anyway, before all others, links among them.
+    """
+    names = dict.fromkeys(known)
     for folder in folders:
-        names.update(dict.fromkeys(sorted(_entries(folder), key=str.lower)))
+        names.update(dict.fromkeys(sorted(_entries(folder, known), key=str.lower)))
     return list(names)
 
 
@@ -81,6 +85,11 @@ def find_model(kind: str, name: str, folders: Sequence[Path]) -> Path:
     )
 
 
+def is_shard(path: Path) -> bool:
+    """Whether a file is a part of a model whose index lies beside it; the folder stands for the whole."""
+    return "-of-" in path.stem and any(path.parent.glob("*" + INDEX_SUFFIX))
+
+
 def tokenizer_folders(kind: TokenizerKind, roots: Sequence[Path]) -> list[Path]:
     """Folders at or under `roots` that hold the files of a tokenizer of this kind, in the order of `roots`."""
     found: dict[Path, None] = {}
@@ -91,21 +100,21 @@ def tokenizer_folders(kind: TokenizerKind, roots: Sequence[Path]) -> list[Path]:
     return list(found)
 
 
-def _entries(folder: Path) -> Iterator[str]:
+def _entries(folder: Path, known: Sequence[str]) -> Iterator[str]:
     """Every usable entry under a folder; linked folders are not entered, since names through them are refused."""
     for current, subfolders, files in os.walk(folder):
         here = Path(current)
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        is_sharded = any(name.endswith(INDEX_SUFFIX) for name in files)
         if here != folder and _is_model_folder(here):
             yield here.relative_to(folder).as_posix()
         for name in files:
             path = here / name
-            if path.suffix.lower() not in MODEL_EXTENSIONS or (is_sharded and "-of-" in path.stem):
+            if path.suffix.lower() not in MODEL_EXTENSIONS or is_shard(path):
                 continue
+            listed_name = path.relative_to(folder).as_posix()
             if not path.is_symlink() or path.resolve().is_relative_to(folder.resolve()):
-                yield path.relative_to(folder).as_posix()
-            else:
+                yield listed_name
+            elif listed_name not in known:
                 _warn_of_link(path)
 
 

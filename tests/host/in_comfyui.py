@@ -19,9 +19,7 @@ COMFYUI, PACK, SCRATCH = (Path(argument).resolve() for argument in sys.argv[1:4]
 
 def main() -> None:
     """Loads the pack under both names in one process and reports."""
-    sys.argv = ["main.py", "--cpu", "--base-directory", str(SCRATCH)]
-    sys.path.insert(0, str(COMFYUI))
-    importlib.import_module("comfy.options").enable_args_parsing()
+    open_comfyui()
     before = list(sys.path)
     pack = load_pack()
     real = importlib.import_module(".nodes.host", pack.__name__)
@@ -39,6 +37,13 @@ def main() -> None:
     report["core"] = core_inputs(importlib.import_module("hyvideo_nodes.nodes.cli.core_nodes").CORE_NODES)
     report["behaviour"] = behaviour(real)
     sys.stdout.write(json.dumps(report) + "\n")
+
+
+def open_comfyui() -> None:
+    """Makes ComfyUI importable, on the CPU and with SCRATCH as its base directory."""
+    sys.argv = ["main.py", "--cpu", "--base-directory", str(SCRATCH)]
+    sys.path.insert(0, str(COMFYUI))
+    importlib.import_module("comfy.options").enable_args_parsing()
 
 
 def load_pack() -> ModuleType:
@@ -91,6 +96,9 @@ def behaviour(host: Any) -> dict[str, Any]:
     models.mkdir(parents=True, exist_ok=True)
     (models / "mine.safetensors").write_bytes(b"")
     (models / "mine.gguf").write_bytes(b"")
+    (models / "sharded").mkdir(exist_ok=True)
+    for name in ("model.safetensors.index.json", "model-00001-of-00002.safetensors"):
+        (models / "sharded" / name).write_bytes(b"")
     private = SCRATCH / "private"
     private.mkdir(exist_ok=True)
     (private / "hyvideo_embedded_probe.safetensors").write_bytes(b"")
