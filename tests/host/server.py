@@ -65,6 +65,8 @@ def command(comfyui: Path, base: Path, port: int) -> list[str]:
     """How the server is started: on the CPU, with nothing outside its base directory."""
     options = ["--cpu", "--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(base)]
     options += ["--database-url", f"sqlite:///{base}/user/comfyui.db", "--disable-api-nodes", "--disable-auto-launch"]
+    # the default cache forgets results when other programs leave the machine little memory
+    options += ["--cache-classic"]
     return [sys.executable, "-u", str(comfyui / "main.py"), *options]
 
 
