@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -57,9 +58,9 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         check_sigmas(self.schedule())
-        if self.guidance_scale < 0 or self.cfg < 0:
+        if not (0 <= self.guidance_scale < math.inf and 0 <= self.cfg < math.inf):
             raise OptionError(
-                f"embedded_guidance_scale {self.guidance_scale} and cfg {self.cfg}: expected 0 or more; "
+                f"embedded_guidance_scale {self.guidance_scale} and cfg {self.cfg}: expected 0 or more, and finite; "
                 "6.0 and 1.0 are the model's own"
             )
 
@@ -141,9 +142,10 @@ def sample_latents(
                 runners[branch] = _attach_cache(
                     run, step_cache, len(sigmas) - 1, report, f"sample {index + 1}, {branch}"
                 )
-            velocity = _GuidedModel(model, guidance, prompts, runners, scale, attention, device)
+            guided = _GuidedModel(model, guidance, prompts, runners, scale, attention, device)
             latents, kept = _starting_point(start, noise, mask, index, sigmas, options, device)
-            latents = denoise(velocity, latents, sigmas, kept=kept, on_step=_count_samples(on_step, index, len(noise)))
+            velocity = guided if kept is None else kept.guard(guided)
+            latents = denoise(velocity, latents, sigmas, on_step=_count_samples(on_step, index, len(noise)))
             finished.append((latents / LATENT_SCALE).cpu())
     return torch.cat(finished), report
 
@@ -183,6 +185,10 @@ def check_request(
             "the latents to start from hold NaN or infinity, expected finite numbers; "
             "check the node that made them (a VAE in float16 is a usual cause)"
         )
+    if start.noise_mask is not None and not 2 <= start.noise_mask.ndim <= 5:
+        raise ShapeError(
+            f"the noise mask is {list(start.noise_mask.shape)}, expected [..., height, width]; connect a MASK"
+        )
     if start.batch_index is not None and len(start.batch_index) != shape[0]:
         raise ShapeError(f"batch_index has {len(start.batch_index)} entries for {shape[0]} latents, expected as many")
     for name, prompts in ((POSITIVE, positive), (NEGATIVE, negative)):
@@ -207,6 +213,16 @@ def activation_bytes(config: TransformerConfig, start: StartLatents) -> int:
 
 
 def _check_prompt(config: TransformerConfig, name: str, prompt: Conditioning) -> None:
+    if prompt.states.ndim != 3 or prompt.states.shape[1] < 1:
+        raise ConditioningError(
+            f"the {name} text states are {list(prompt.states.shape)}, expected [1, tokens, {config.text_width}]; "
+            "connect a text encode, which gives at least one token"
+        )
+    if not bool(torch.isfinite(prompt.states).all()):
+        raise NonFiniteError(
+            f"the {name} text states hold NaN or infinity, expected finite numbers; encode the prompt again with the "
+            "text encoders in bf16 or fp32"
+        )
     width = prompt.states.shape[-1]
     if width != config.text_width:
         raise ConditioningError(

@@ -10,11 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import NonFiniteError
-from .masking import KeptRegion
+from .masking import VelocityFunction
 from .solvers import Solver, euler_step
-
-VelocityFunction = Callable[[Tensor, float], Tensor]
-"""(latents [1, C, T, H, W], sigma) to velocity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +40,6 @@ def denoise(
     sigmas: Tensor,
     *,
     solver: Solver = euler_step,
-    kept: KeptRegion | None = None,
     on_step: StepCallback | None = None,
 ) -> Tensor:
     """Latents at the last sigma, float32.
@@ -52,7 +48,6 @@ def denoise(
         velocity: the guided model.
         latents: [1, C, T, H, W] at the first sigma.
         sigmas: (steps + 1,), falling.
-        kept: a region that is not to change.
         on_step: called after each step; may raise to stop the run.
     Raises:
         NonFiniteError: the model gave NaN or infinity; names the step.
@@ -65,8 +60,6 @@ def denoise(
         if on_step is not None:
             on_step(StepResult(index + 1, total, sigma, euler_step(latents, flow, sigma, 0.0)))
         latents = solver(latents, flow, sigma, next_sigma)
-        if kept is not None:
-            latents = kept.restore(latents, next_sigma)
     return latents
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -9,10 +10,13 @@ from torch import Tensor
 
 from .solvers import euler_step
 
+VelocityFunction = Callable[[Tensor, float], Tensor]
+"""(latents [1, C, T, H, W], sigma) to velocity."""
+
 
 @dataclass(frozen=True, slots=True)
 class KeptRegion:
-    """Where mask is 0 the clean latents come back, noised to the level of each step.
+    """Where mask is 0 the clean latents stay; in between, clean and sampled latents are mixed.
 
     Attributes:
         mask: [1, 1, T, H, W], 1 samples and 0 keeps.
@@ -24,14 +28,28 @@ class KeptRegion:
     clean: Tensor
     noise: Tensor
 
-    def restore(self, latents: Tensor, sigma: float) -> Tensor:
-        """Latents with the kept region put back at noise level sigma."""
-        return self.mask * latents + (1 - self.mask) * mix_noise(self.clean, self.noise, sigma)
+    def guard(self, velocity: VelocityFunction) -> VelocityFunction:
+        """The velocity that leads the kept region to its clean latents.
+
+        The model sees the kept region noised to the level of the step, and what it predicts there is replaced, as
+        ComfyUI's masked sampling does; for any solver.
+        """
+
+        def guarded(latents: Tensor, sigma: float) -> Tensor:
+            seen = self._mix(latents, mix_noise(self.clean, self.noise, sigma))
+            denoised = euler_step(seen, velocity(seen, sigma), sigma, 0.0)
+            return (latents - self._mix(denoised, self.clean)) / sigma
+
+        return guarded
+
+    def _mix(self, sampled: Tensor, kept: Tensor) -> Tensor:
+        return self.mask * sampled + (1 - self.mask) * kept
 
 
 def mix_noise(clean: Tensor, noise: Tensor, sigma: float) -> Tensor:
     """Clean latents on their straight way to noise: (1 - sigma) * clean + sigma * noise."""
-    return euler_step(clean, noise - clean, 0.0, sigma)
+    # in this form exact at both ends
+    return (1 - sigma) * clean + sigma * noise
 
 
 def fit_mask(mask: Tensor, latents_shape: tuple[int, ...]) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ def flow_sigmas(num_steps: int, shift: float) -> Tensor:
     """
     if num_steps < 1:
         raise OptionError(f"steps is {num_steps}, expected at least 1; 20 to 50 steps are usual")
-    if shift <= 0:
+    if not 0 < shift < math.inf:
         raise OptionError(f"flow_shift is {shift}, expected a positive number; 7.0 is the model's own")
     linear = torch.linspace(1, 0, num_steps + 1)
     return shift * linear / (1 + (shift - 1) * linear)
@@ -53,10 +55,15 @@ def check_sigmas(sigmas: Tensor) -> None:
     Raises:
         OptionError: fewer than two levels, levels outside 0..1, or levels that rise.
     """
-    if sigmas.ndim != 1 or len(sigmas) < 2 or float(sigmas.max()) > 1 or float(sigmas.min()) < 0:
+    if sigmas.ndim != 1 or len(sigmas) < 2:
         raise OptionError(
-            f"sigmas of shape {list(sigmas.shape)}, expected at least two noise levels between 1 and 0; "
-            "use a scheduler for flow models"
+            f"sigmas of shape {list(sigmas.shape)}, expected at least two noise levels; "
+            "use a scheduler for flow models, with steps and denoise above 0"
+        )
+    low, high = float(sigmas.min()), float(sigmas.max())
+    if not 0 <= low <= high <= 1:  # false for NaN too
+        raise OptionError(
+            f"sigmas from {high:g} to {low:g}, expected noise levels between 1 and 0; use a scheduler for flow models"
         )
     if bool((sigmas.diff() > 0).any()):
         raise OptionError("the sigmas rise, expected noise levels that fall from 1 to 0; flip them")

@@ -60,9 +60,13 @@ def test_partial_runs_take_the_last_levels_of_a_longer_run(steps, amount, total)
         ({"flow_shift": 0.0}, "flow_shift is 0.0, expected a positive number"),
         ({"denoise": 0.0}, "denoise is 0.0, expected above 0"),
         ({"denoise": 1.5}, "denoise is 1.5"),
+        ({"flow_shift": float("nan")}, "flow_shift is nan"),
         ({"cfg": -1.0}, "expected 0 or more"),
+        ({"cfg": float("nan")}, "cfg nan: expected 0 or more, and finite"),
+        ({"guidance_scale": float("inf")}, "embedded_guidance_scale inf"),
         ({"sigmas": torch.tensor([1.0])}, "expected at least two noise levels"),
-        ({"sigmas": torch.tensor([14.6, 0.0])}, "between 1 and 0"),
+        ({"sigmas": torch.tensor([14.6, 0.0])}, "sigmas from 14.6 to 0, expected noise levels between 1 and 0"),
+        ({"sigmas": torch.tensor([float("nan"), 0.0])}, "between 1 and 0"),
         ({"sigmas": torch.tensor([0.0, 1.0])}, "the sigmas rise"),
     ],
 )
@@ -124,10 +128,16 @@ def test_the_kept_region_ends_clean_and_passes_through_its_noise_level():
         seen.append((latents.clone(), sigma))
         return torch.ones_like(latents)
 
-    result = denoise(velocity, noise, flow_sigmas(4, 7.0), kept=kept)
-    assert torch.allclose(result[..., :2], clean[..., :2])
-    for latents, sigma in seen[1:]:
-        assert torch.allclose(latents[..., :2], mix_noise(clean, noise, sigma)[..., :2])
+    result = denoise(kept.guard(velocity), noise, flow_sigmas(4, 7.0))
+    assert torch.allclose(result[..., :2], clean[..., :2], atol=1e-6)
+    for latents, sigma in seen:
+        assert torch.allclose(latents[..., :2], mix_noise(clean, noise, sigma)[..., :2], atol=1e-6)
+
+
+def test_mixing_noise_is_exact_at_both_ends():
+    clean, noise = torch.randn(SHAPE), torch.randn(SHAPE)
+    assert torch.equal(mix_noise(clean, noise, 0.0), clean)
+    assert torch.equal(mix_noise(clean, noise, 1.0), noise)
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (3, 4, 4), (1, 1, 3, 4, 4), (1, 3, 8, 8), (32, 32), (1, 1, 1, 32, 32)])
