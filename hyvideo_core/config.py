@@ -28,6 +28,7 @@ class TransformerConfig:
     out_channels: int = 16
     patch_size: tuple[int, int, int] = (1, 2, 2)
     mlp_ratio: float = 4.0
+    refiner_mlp_ratio: float = 4.0
     num_refiner_blocks: int = 2
     rope_theta: float = 256.0
 
@@ -50,8 +51,18 @@ class TransformerConfig:
 
     @property
     def mlp_width(self) -> int:
-        """Hidden width of the feed-forward networks."""
-        return int(self.hidden_size * self.mlp_ratio)
+        """Hidden width of the feed-forward networks in the blocks."""
+        return _whole(self.hidden_size * self.mlp_ratio)
+
+    @property
+    def refiner_mlp_width(self) -> int:
+        """Hidden width of the feed-forward networks in the token refiner."""
+        return _whole(self.hidden_size * self.refiner_mlp_ratio)
+
+
+def _whole(width: float) -> int:
+    """The width rounded down, as the reference does, but never below one that only float division made smaller."""
+    return int(width + 1e-6)
 
 
 HYVIDEO_T2 = TransformerConfig(

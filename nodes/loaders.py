@@ -11,6 +11,7 @@ from ..hyvideo_core.loading import (
     build_llama_encoder,
     build_transformer,
     build_vae,
+    check_complete,
     detect_clip,
     detect_llama,
     detect_transformer,
@@ -79,6 +80,7 @@ class HYVLoadModel(io.ComfyNode):
         """Reads the header and hands on a recipe."""
         checkpoint = open_checkpoint(host.resolve("diffusion_models", model))
         detected = detect_transformer(checkpoint)
+        check_complete(detected)
 
         def build() -> torch.nn.Module:
             dtype = choose_dtype(precision, checkpoint, host.device_for("transformer"), torch.bfloat16)
@@ -182,6 +184,7 @@ class HYVLoadVAE(io.ComfyNode):
         """Reads the header and hands on a VAE whose weights load at first use."""
         checkpoint = open_checkpoint(host.resolve("vae", vae))
         detected = detect_vae(checkpoint)
+        check_complete(detected)
 
         def build() -> torch.nn.Module:
             dtype = choose_dtype(precision, checkpoint, host.device_for("vae"), torch.float16)

@@ -1,6 +1,6 @@
 """Files to models: open, detect, map names, build."""
 
-from .build import build_transformer, build_vae
+from .build import build_transformer, build_vae, check_complete
 from .checkpoint import Checkpoint, open_checkpoint
 from .detect import DetectedTransformer, DetectedVae, describe, detect_transformer, detect_vae
 from .text import build_clip_encoder, build_llama_encoder, detect_clip, detect_llama
@@ -13,6 +13,7 @@ __all__ = [
     "build_llama_encoder",
     "build_transformer",
     "build_vae",
+    "check_complete",
     "describe",
     "detect_clip",
     "detect_llama",

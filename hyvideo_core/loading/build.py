@@ -13,30 +13,28 @@ from ..model import Transformer
 from ..model.linear import Linear
 from ..vae import VideoAutoencoder
 from .detect import DetectedTransformer, DetectedVae
-from .key_maps import KeyView
+from .key_maps import KeyView, squeezed
 from .quantization import FP8_DTYPES, Fp8Linear
 
 CPU = torch.device("cpu")
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def build_transformer(
-    detected: DetectedTransformer, *, dtype: torch.dtype, device: torch.device = CPU, keep_fp8: bool = True
-) -> Transformer:
+def build_transformer(detected: DetectedTransformer, *, dtype: torch.dtype, device: torch.device = CPU) -> Transformer:
     """The transformer of a file, without gradients.
+
+    Linear layers stored in fp8 stay fp8 in memory and are widened for each call.
 
     Args:
         detected: what `detect_transformer` found.
         dtype: what it computes in.
         device: where its weights go.
-        keep_fp8: fp8 weights of linear layers stay fp8 in memory and are widened for each call.
     Raises:
         WrongModelError: tensors are missing, unknown or of other shapes.
     """
     with torch.inference_mode(False), torch.device("meta"):
         model = Transformer(detected.config)
-        if keep_fp8:
-            _swap_fp8_layers(model, detected.view, dtype)
+        _swap_fp8_layers(model, detected.view, dtype)
     return load_weights(model, detected.view, dtype=dtype, device=device)
 
 
@@ -47,6 +45,20 @@ def build_vae(detected: DetectedVae, *, dtype: torch.dtype, device: torch.device
     return load_weights(model, detected.view, dtype=dtype, device=device)
 
 
+def check_complete(detected: DetectedTransformer | DetectedVae) -> None:
+    """Refuses a file whose tensors do not make up the model of its sizes, from its header alone.
+
+    Raises:
+        WrongModelError: tensors are missing, unknown or of other shapes.
+    """
+    with torch.inference_mode(False), torch.device("meta"):
+        if isinstance(detected, DetectedTransformer):
+            model: nn.Module = Transformer(detected.config)
+        else:
+            model = VideoAutoencoder(detected.config)
+    _check_header(model.state_dict(), detected.view)
+
+
 def load_weights(model: ModuleT, view: KeyView, *, dtype: torch.dtype, device: torch.device) -> ModuleT:
     """Fills an empty model from a file, strictly; floats become `dtype`, except layers that keep fp8.
 
@@ -54,22 +66,17 @@ def load_weights(model: ModuleT, view: KeyView, *, dtype: torch.dtype, device: t
         WrongModelError: tensors are missing, unknown or of other shapes.
     """
     wanted = model.state_dict()
-    _check_names(wanted, view)
+    _check_header(wanted, view)
     loaded = {}
     with torch.inference_mode(False), view.checkpoint.reading() as read:
         for key, empty in wanted.items():
             tensor = view.load(key, tuple(empty.shape), read)
-            if tensor.shape != empty.shape:
-                raise WrongModelError(
-                    f"{view.checkpoint.name}: {key} is {list(tensor.shape)}, expected {list(empty.shape)}; "
-                    "the file is damaged or of a model that this pack does not know"
-                )
             loaded[key] = tensor.to(device, empty.dtype if empty.dtype in FP8_DTYPES else dtype)
         model.load_state_dict(loaded, assign=True)
     return model.requires_grad_(False).eval()
 
 
-def _check_names(wanted: Mapping[str, Tensor], view: KeyView) -> None:
+def _check_header(wanted: Mapping[str, Tensor], view: KeyView) -> None:
     missing = [key for key in wanted if key not in view]
     used = {name for key in wanted for name in view.names(key)}
     stray = [name for name in view.checkpoint.tensors if name.startswith(view.prefix) and name not in used]
@@ -78,6 +85,14 @@ def _check_names(wanted: Mapping[str, Tensor], view: KeyView) -> None:
             raise WrongModelError(
                 f"{view.checkpoint.name} {words} {len(names)} tensors, such as {', '.join(names[:3])}; "
                 "it is incomplete or of a model that this pack does not know"
+            )
+    for key, empty in wanted.items():
+        shape = view.info(key).shape
+        # 1x1x1 convolutions stand where others have linear layers
+        if squeezed(shape) != squeezed(tuple(empty.shape)):
+            raise WrongModelError(
+                f"{view.checkpoint.name}: {key} is {list(shape)}, expected {list(empty.shape)}; "
+                "the file is damaged or of a model that this pack does not know"
             )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -110,7 +111,9 @@ class PickleFile(Checkpoint):
     @contextmanager
     def reading(self) -> Iterator[ReadTensor]:
         """See Checkpoint.reading."""
-        weights, _ = _unwrap(_load_pickle(self.path, "cpu"))
+        # weights made in inference mode could never be trained
+        with torch.inference_mode(False):
+            weights, _ = _unwrap(_load_pickle(self.path, "cpu"), self.name)
         yield weights.__getitem__
 
 
@@ -130,7 +133,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if suffix in SAFETENSORS_SUFFIXES:
         return _open_safetensors(path)
     if suffix in PICKLE_SUFFIXES:
-        weights, config = _unwrap(_load_pickle(path, "meta"))
+        weights, config = _unwrap(_load_pickle(path, "meta"), path.name)
         infos = {name: TensorInfo(tuple(value.shape), value.dtype) for name, value in weights.items()}
         return PickleFile(path=path, tensors=infos, config=config)
     known = ", ".join(SAFETENSORS_SUFFIXES + PICKLE_SUFFIXES)
@@ -174,11 +177,12 @@ def _folder_config(path: Path) -> Mapping[str, Any]:
 
 def _open_safetensors(path: Path) -> SafetensorsFile:
     header, data_bytes = _read_header(path)
-    metadata = header.pop("__metadata__", None) or {}
+    metadata = header.pop("__metadata__", {})
     try:
+        metadata = dict(metadata)
         tensors = {name: _tensor_info(path, name, entry) for name, entry in header.items()}
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (KeyError, TypeError, IndexError) as error:
+        end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
+    except (KeyError, TypeError, IndexError, ValueError) as error:
         raise CorruptFileError(f"{path.name} has a damaged header; download it again") from error
     if data_bytes < end:
         raise CorruptFileError(
@@ -229,13 +233,13 @@ def _tensor_info(path: Path, name: str, entry: Mapping[str, Any]) -> TensorInfo:
             f"{path.name}: tensor {name} is stored as {entry['dtype']}, which is not read; "
             "use a bf16, fp16, fp32 or fp8 file"
         )
-    return TensorInfo(tuple(entry["shape"]), DTYPES[entry["dtype"]])
+    return TensorInfo(tuple(int(size) for size in entry["shape"]), DTYPES[entry["dtype"]])
 
 
 def _parse_config(text: str, name: str) -> Mapping[str, Any]:
     try:
         config = json.loads(text)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise CorruptFileError(f"{name}: its config entry is not JSON; write it again") from error
     if not isinstance(config, dict):
         raise CorruptFileError(f"{name}: its config entry is not a JSON object; write it again")
@@ -250,7 +254,8 @@ def _load_pickle(path: Path, device: str) -> Any:
             "weights_only; use a .safetensors file, or PyTorch 2.6 or newer"
         )
     try:
-        return torch.load(path, map_location=device, weights_only=True, mmap=True)
+        # files from before PyTorch 1.6 are no zip archives and cannot be mapped
+        return torch.load(path, map_location=device, weights_only=True, mmap=is_zipfile(path))
     except UnpicklingError as error:
         raise UntrustedFileError(
             f"{path.name} holds more than tensors and was not opened; use a .safetensors file"
@@ -259,7 +264,7 @@ def _load_pickle(path: Path, device: str) -> Any:
         raise CorruptFileError(f"{path.name} is not a readable PyTorch file; download it again") from error
 
 
-def _unwrap(content: Any) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+def _unwrap(content: Any, name: str) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     """The flat table of tensors inside the layers that trainers put around it, and the config beside it."""
     config: Mapping[str, Any] = {}
     while isinstance(content, dict):
@@ -269,4 +274,4 @@ def _unwrap(content: Any) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
         if inner is None:
             return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}, config
         content = inner
-    raise CorruptFileError("the file holds no table of tensors; use the model's weights file")
+    raise CorruptFileError(f"{name} holds no table of tensors; use the model's weights file")

@@ -22,12 +22,16 @@ VAE_PROBES = (
     "post_quant_conv.weight",
 )
 DEFAULT_ROPE_SIXTEENTHS = (2, 7, 7)
+# what the official configuration and diffusers' config.json call it
+ROPE_AXES_NAMES = ("rope_dim_list", "rope_axes_dim")
+HEADS_NAMES = ("heads_num", "num_attention_heads")
 
 SIGNATURES: tuple[tuple[str, str], ...] = (
     ("clean_x_embedder.proj.weight", "a FramePack transformer"),
     ("image_projection.linear_1.weight", "a FramePack transformer"),
     ("vision_in.proj.0.weight", "a HunyuanVideo 1.5 transformer, another model family"),
     ("byt5_in.fc1.weight", "a HunyuanImage 2.1 or HunyuanVideo 1.5 transformer, another model family"),
+    ("context_embedder_2.linear_1.weight", "a HunyuanVideo 1.5 or HunyuanImage 2.1 transformer, another model family"),
     ("individual_token_refiner.blocks.0.self_attn_qkv.weight", "a HunyuanVideo transformer"),
     ("individual_token_refiner.blocks.0.self_attn.qkv.weight", "a HunyuanVideo transformer"),
     ("token_refiner.refiner_blocks.0.attn.to_q.weight", "a HunyuanVideo transformer"),
@@ -35,11 +39,15 @@ SIGNATURES: tuple[tuple[str, str], ...] = (
     ("lora_A.weight", "a LoRA"),
     ("label_emb.0.0.weight", "an SDXL-like U-Net checkpoint"),
     ("conditioner.embedders.1.model.ln_final.weight", "an SDXL checkpoint"),
+    ("add_embedding.linear_1.weight", "an SDXL-like U-Net in diffusers' layout"),
     ("input_blocks.0.0.weight", "a Stable Diffusion U-Net checkpoint"),
+    ("down_blocks.0.resnets.0.time_emb_proj.weight", "a Stable Diffusion U-Net in diffusers' layout"),
     ("blocks.0.cross_attn.norm_k.weight", "a Wan video transformer"),
     ("blocks.0.self_attn.norm_q.weight", "a Wan video transformer"),
+    ("condition_embedder.text_embedder.linear_1.weight", "a Wan video transformer"),
     ("patchify_proj.weight", "an LTX video transformer"),
     ("double_blocks.0.img_attn.norm.query_norm.scale", "a Flux-like transformer"),
+    ("single_transformer_blocks.0.proj_mlp.weight", "a Flux-like transformer"),
     ("joint_blocks.0.context_block.attn.qkv.weight", "a Stable Diffusion 3 transformer"),
     ("decoder.mid_block.attentions.0.to_q.weight", "an image or video VAE"),
     ("decoder.mid.attn_1.q.weight", "an image or video VAE"),
@@ -82,8 +90,6 @@ def describe(checkpoint: Checkpoint) -> str:
     for suffix, words in SIGNATURES:
         if any(name == suffix or name.endswith("." + suffix) for name in checkpoint.tensors):
             return words
-    if any(name.endswith(("lora_down.weight", "lora_A.weight")) for name in checkpoint.tensors):
-        return "a LoRA"
     return f"something unknown ({len(checkpoint.tensors)} tensors)"
 
 
@@ -138,9 +144,13 @@ def transformer_config(view: KeyView) -> TransformerConfig:
     """Sizes of a transformer from shapes; what shapes cannot tell from the file's config, else as in the 13B model."""
     given: Mapping[str, Any] = view.checkpoint.config
     patch_embed = view.info("img_in.proj.weight").shape
+    if len(patch_embed) != 5:
+        raise WrongModelError(
+            f"{view.checkpoint.name} makes images, not video (its patches have {len(patch_embed) - 2} axes); "
+            "expected a HunyuanVideo transformer"
+        )
     hidden_size, patch_size = patch_embed[0], (patch_embed[2], patch_embed[3], patch_embed[4])
     head_size = _head_size(view, hidden_size)
-    axes = tuple(given.get("rope_dim_list") or (head_size * part // 16 for part in DEFAULT_ROPE_SIXTEENTHS))
     patch_volume = patch_size[0] * patch_size[1] * patch_size[2]
     pooled = "vector_in.in_layer.weight"
     return TransformerConfig(
@@ -148,23 +158,25 @@ def transformer_config(view: KeyView) -> TransformerConfig:
         num_heads=hidden_size // head_size,
         num_double_blocks=_count(view, "double_blocks.{}.img_attn_proj.weight"),
         num_single_blocks=_count(view, "single_blocks.{}.linear2.weight"),
-        rope_axes=(axes[0], axes[1], axes[2]),
+        rope_axes=_rope_axes(view.checkpoint, head_size),
         text_width=view.info("txt_in.input_embedder.weight").shape[1],
         pooled_width=view.info(pooled).shape[1] if pooled in view else None,
         has_guidance="guidance_in.mlp.0.weight" in view,
         in_channels=patch_embed[1],
         out_channels=view.info("final_layer.linear.weight").shape[0] // patch_volume,
         patch_size=patch_size,
-        mlp_ratio=view.info("txt_in.individual_token_refiner.blocks.0.mlp.fc1.weight").shape[0] / hidden_size,
+        mlp_ratio=_mlp_width(view, hidden_size) / hidden_size,
+        refiner_mlp_ratio=_refiner_mlp_width(view) / hidden_size,
         num_refiner_blocks=_count(view, "txt_in.individual_token_refiner.blocks.{}.self_attn_qkv.weight"),
         rope_theta=float(given.get("rope_theta", 256.0)),
     )
 
 
 def vae_config(view: KeyView) -> VaeConfig:
-    """Sizes of an autoencoder from shapes; norm groups, tile sizes and scaling from the file's config."""
+    """Sizes of an autoencoder from shapes; norm groups, factors, tile sizes and scaling from the file's config."""
     given: Mapping[str, Any] = view.checkpoint.config
-    levels = _count(view, "encoder.down_blocks.{}.resnets.0.conv1.conv.weight")
+    # at least one, so that a file without an encoder is refused by the name of what it lacks
+    levels = max(1, _count(view, "encoder.down_blocks.{}.resnets.0.conv1.conv.weight"))
     channels = tuple(
         view.info(f"encoder.down_blocks.{level}.resnets.0.conv1.conv.weight").shape[0] for level in range(levels)
     )
@@ -174,6 +186,10 @@ def vae_config(view: KeyView) -> VaeConfig:
         layers_per_block=_count(view, "encoder.down_blocks.0.resnets.{}.conv1.conv.weight"),
         latent_channels=view.info("post_quant_conv.weight").shape[1],
         norm_groups=int(given.get("norm_num_groups", defaults.norm_groups)),
+        spatial_factor=int(given.get("spatial_compression_ratio", defaults.spatial_factor)),
+        time_factor=int(
+            _first_given(given, "time_compression_ratio", "temporal_compression_ratio") or defaults.time_factor
+        ),
         scaling_factor=float(given.get("scaling_factor", defaults.scaling_factor)),
         sample_size=int(given.get("sample_size", defaults.sample_size)),
         sample_frames=int(given.get("sample_tsize", defaults.sample_frames)),
@@ -184,13 +200,44 @@ def _head_size(view: KeyView, hidden_size: int) -> int:
     for key in ("double_blocks.0.img_attn_q_norm.weight", "single_blocks.0.q_norm.weight"):
         if key in view:
             return view.info(key).shape[0]
-    heads = view.checkpoint.config.get("heads_num")
+    heads = _first_given(view.checkpoint.config, *HEADS_NAMES)
     if not heads:
         raise ConfigError(
             f"{view.checkpoint.name} has no blocks to tell its head size from; "
             "write heads_num into the file's config metadata"
         )
     return hidden_size // int(heads)
+
+
+def _rope_axes(checkpoint: Checkpoint, head_size: int) -> tuple[int, int, int]:
+    """From the file's config, else the 13B model's shares of the head size."""
+    axes = _first_given(checkpoint.config, *ROPE_AXES_NAMES)
+    if axes is None:
+        time, height, width = (head_size * part // 16 for part in DEFAULT_ROPE_SIXTEENTHS)
+        return time, height, width
+    if not isinstance(axes, list) or len(axes) != 3 or not all(isinstance(axis, int) for axis in axes):
+        raise ConfigError(
+            f"{checkpoint.name} gives {axes!r:.60} as rope axes, expected three whole numbers for time, height and "
+            "width; correct rope_dim_list in the file's config metadata"
+        )
+    return axes[0], axes[1], axes[2]
+
+
+def _mlp_width(view: KeyView, hidden_size: int) -> int:
+    if "double_blocks.0.img_mlp.fc1.weight" in view:
+        return view.info("double_blocks.0.img_mlp.fc1.weight").shape[0]
+    if "single_blocks.0.linear2.weight" in view:
+        return view.info("single_blocks.0.linear2.weight").shape[1] - hidden_size
+    return _refiner_mlp_width(view)
+
+
+def _refiner_mlp_width(view: KeyView) -> int:
+    return view.info("txt_in.individual_token_refiner.blocks.0.mlp.fc1.weight").shape[0]
+
+
+def _first_given(config: Mapping[str, Any], *names: str) -> Any:
+    """The first of several spellings of a setting that a file's config has; None without any."""
+    return next((config[name] for name in names if config.get(name) is not None), None)
 
 
 def _count(view: KeyView, pattern: str) -> int:

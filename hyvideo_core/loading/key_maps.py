@@ -16,6 +16,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..errors import WrongModelError
 from .checkpoint import Checkpoint, ReadTensor, TensorInfo
 
 Renames = tuple[tuple[str, str], ...]
@@ -45,7 +46,7 @@ class Dialect:
         if self.swapped_halves is not None and key.startswith(self.swapped_halves):
             tensor = torch.cat(tensor.chunk(2)[::-1])
         # 1x1x1 convolutions stand where others have linear layers
-        return tensor.reshape(shape) if _squeezed(tensor.shape) == _squeezed(shape) else tensor
+        return tensor.reshape(shape)
 
 
 @lru_cache(maxsize=8192)
@@ -56,7 +57,8 @@ def _expand_braces(name: str) -> tuple[str, ...]:
     return tuple(name[: match.start()] + part + name[match.end() :] for part in match.group(1).split(","))
 
 
-def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+def squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without its axes of length 1."""
     return tuple(size for size in shape if size != 1)
 
 
@@ -173,7 +175,17 @@ class KeyView:
         return all(name in self.checkpoint.tensors for name in self.names(key))
 
     def info(self, key: str) -> TensorInfo:
-        """Shape and dtype of official tensor `key`; parts are stacked along the first axis."""
+        """Shape and dtype of official tensor `key`; parts are stacked along the first axis.
+
+        Raises:
+            WrongModelError: the file lacks it.
+        """
+        missing = [name for name in self.names(key) if name not in self.checkpoint.tensors]
+        if missing:
+            raise WrongModelError(
+                f"{self.checkpoint.name} lacks {missing[0]}, which every such model has; "
+                "it is incomplete, download it again"
+            )
         infos = [self.checkpoint.tensors[name] for name in self.names(key)]
         rows = sum(info.shape[0] for info in infos)
         return TensorInfo((rows, *infos[0].shape[1:]), infos[0].dtype)

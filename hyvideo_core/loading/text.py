@@ -62,7 +62,7 @@ def detect_llama(checkpoint: Checkpoint) -> LlamaConfig:
         num_layers=_count(checkpoint, prefix + "layers.{}.self_attn.k_proj.weight"),
         num_heads=num_heads,
         num_kv_heads=keys * num_heads // embedding[1],
-        rope_theta=float(given.get("rope_theta", defaults.rope_theta)),
+        rope_theta=float(given.get("rope_theta") or _rope_parameters(given).get("rope_theta", defaults.rope_theta)),
         rms_eps=float(given.get("rms_norm_eps", defaults.rms_eps)),
     )
 
@@ -127,6 +127,12 @@ def _given(checkpoint: Checkpoint) -> Mapping[str, Any]:
     """The file's own configuration; in a LLaVA or CLIP folder the text part's."""
     inner = checkpoint.config.get("text_config")
     return inner if isinstance(inner, dict) else checkpoint.config
+
+
+def _rope_parameters(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Where config.json has them since transformers 5."""
+    inner = given.get("rope_parameters")
+    return inner if isinstance(inner, dict) else {}
 
 
 def _prefix(checkpoint: Checkpoint, suffix: str) -> str | None:

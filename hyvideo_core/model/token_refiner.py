@@ -24,7 +24,7 @@ class RefinerBlock(nn.Module):
         self.self_attn_qkv = Linear(width, 3 * width)
         self.self_attn_proj = Linear(width, width)
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.mlp = FeedForward(width, config.mlp_width, F.silu)
+        self.mlp = FeedForward(width, config.refiner_mlp_width, F.silu)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 2 * width))
 
     def forward(self, x: Tensor, vec: Tensor, attention: AttentionBackend) -> Tensor:

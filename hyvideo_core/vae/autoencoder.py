@@ -60,13 +60,14 @@ def level_factors(config: VaeConfig) -> tuple[tuple[int, int, int], ...]:
         ConfigError: factors that are not powers of two, or more halvings than there are levels.
     """
     num_levels = len(config.block_channels) - 1
+    names = {"spatial_factor": "spatial_compression_ratio", "time_factor": "time_compression_ratio"}
     halvings = {}
     for name, factor in (("spatial_factor", config.spatial_factor), ("time_factor", config.time_factor)):
         halvings[name] = factor.bit_length() - 1
         if factor < 1 or factor & (factor - 1) or halvings[name] > num_levels:
             raise ConfigError(
                 f"{name} {factor} with {num_levels + 1} levels of blocks: expected a power of two up to "
-                f"{2**num_levels}; set {name} or block_channels in the file's config metadata"
+                f"{2**num_levels}; correct {names[name]} in the file's config metadata"
             )
     space, time = halvings["spatial_factor"], halvings["time_factor"]
     factors = []

@@ -56,6 +56,40 @@ def test_a_transformer_pickle_builds_like_its_safetensors(golden_dir, tmp_path):
         assert torch.equal(tensor, expected[name])
 
 
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_pickles_of_both_ages_give_weights_that_can_be_trained(is_zip, weights, tmp_path):
+    path = tmp_path / "m.pt"
+    torch.save(weights, path, _use_new_zipfile_serialization=is_zip)
+    with torch.inference_mode(), open_checkpoint(path).reading() as read:
+        tensor = read("a.weight")
+        assert torch.equal(tensor, weights["a.weight"])
+    assert not tensor.is_inference()
+
+
+def test_a_pickle_of_something_else_is_named(tmp_path):
+    path = tmp_path / "m.pt"
+    torch.save([torch.zeros(2)], path)
+    with pytest.raises(CorruptFileError, match=r"m\.pt holds no table of tensors"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, "z"]}},
+        {"a": {"dtype": "F32", "shape": ["x"], "data_offsets": [0, 4]}},
+        {"__metadata__": ["x"], "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}},
+        {"__metadata__": {"config": 5}, "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}},
+    ],
+)
+def test_a_header_of_wrong_types_is_refused(header, tmp_path):
+    path = tmp_path / "m.safetensors"
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + b"0000")
+    with pytest.raises(CorruptFileError, match=r"m\.safetensors"):
+        open_checkpoint(path)
+
+
 class Payload:
     def __reduce__(self):
         return (exec, ("raise SystemExit('executed')",))

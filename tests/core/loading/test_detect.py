@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import HunyuanVideoTransformer3DModel
 from hyvideo_nodes.hyvideo_core.config import (
     HYVIDEO_T2,
     HYVIDEO_T2_CFGDISTILL,
@@ -17,8 +18,15 @@ from hyvideo_nodes.hyvideo_core.config import (
     TransformerConfig,
     VaeConfig,
 )
-from hyvideo_nodes.hyvideo_core.errors import WrongModelError
-from hyvideo_nodes.hyvideo_core.loading import build_transformer, build_vae, detect_transformer, detect_vae
+from hyvideo_nodes.hyvideo_core.errors import ConfigError, WrongModelError
+from hyvideo_nodes.hyvideo_core.loading import (
+    build_transformer,
+    build_vae,
+    check_complete,
+    detect_transformer,
+    detect_vae,
+    open_checkpoint,
+)
 from hyvideo_nodes.hyvideo_core.loading.checkpoint import Checkpoint, TensorInfo
 from hyvideo_nodes.hyvideo_core.loading.key_maps import DIFFUSERS
 from hyvideo_nodes.hyvideo_core.loading.quantization import Fp8Linear
@@ -141,6 +149,18 @@ def test_each_encoder_refuses_the_other_by_name(manifest_dir):
 
 FOREIGN = {
     "SDXL": ({"model.diffusion_model.label_emb.0.0.weight": ([1280, 2816], "float16")}, "SDXL"),
+    "Wan in diffusers' layout": (
+        {"condition_embedder.text_embedder.linear_1.weight": ([5120, 4096], "bfloat16")},
+        "Wan",
+    ),
+    "SDXL in diffusers' layout": ({"add_embedding.linear_1.weight": ([1280, 2816], "float16")}, "SDXL"),
+    "HunyuanVideo 1.5 in diffusers' layout": (
+        {
+            "context_embedder_2.linear_1.weight": ([2048, 1472], "bfloat16"),
+            "context_embedder.token_refiner.refiner_blocks.0.attn.to_q.weight": ([2048, 2048], "bfloat16"),
+        },
+        r"HunyuanVideo 1\.5",
+    ),
     "Wan": (
         {
             "patch_embedding.weight": ([5120, 16, 1, 2, 2], "bfloat16"),
@@ -191,3 +211,87 @@ def test_the_diffusers_table_equals_the_published_key_map(manifest_dir):
         assert [name for name, _ in parts] == list(DIFFUSERS.sources(key)), key
         swapped = any(operation == ["swap_halves"] for _, operation in parts)
         assert swapped == key.startswith(DIFFUSERS.swapped_halves), key
+
+
+def test_a_diffusers_folder_is_read_with_its_own_config_names(tmp_path):
+    """What shapes cannot tell (rope axes) and feed-forward widths that differ between blocks and refiner."""
+    torch.manual_seed(0)
+    reference = HunyuanVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=1,
+        num_single_layers=1,
+        num_refiner_layers=1,
+        mlp_ratio=2.66,
+        text_embed_dim=12,
+        pooled_projection_dim=10,
+        rope_theta=1000.0,
+        rope_axes_dim=(4, 4, 8),
+    ).eval()
+    reference.save_pretrained(tmp_path)
+    model = build_transformer(detect_transformer(open_checkpoint(tmp_path)), dtype=torch.float32)
+    latents, states, pooled = torch.randn(1, 4, 3, 4, 6), torch.randn(1, 5, 12), torch.randn(1, 10)
+    timesteps, guidance, mask = torch.tensor([500.0]), torch.tensor([6000.0]), torch.ones(1, 5, dtype=torch.long)
+    with torch.no_grad():
+        expected = reference(latents, timesteps, states, mask, pooled, guidance=guidance, return_dict=False)[0]
+        assert torch.allclose(model(latents, timesteps, [states], pooled, guidance), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("axes", [[4, 6], "446", 5, [4, 6, "6"]])
+def test_rope_axes_that_are_none_are_refused(axes, manifest_dir):
+    table = from_table(manifest(manifest_dir, "hunyuanvideo_t2v_plain_transformer.official"))
+    with pytest.raises(ConfigError, match="as rope axes, expected three whole numbers"):
+        detect_transformer(replace(table, config={"rope_dim_list": axes}))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["img_in.proj.weight", "final_layer.linear.weight", "txt_in.individual_token_refiner.blocks.0.mlp.fc1.weight"],
+)
+def test_a_file_without_a_tensor_that_gives_its_sizes_names_it(name, manifest_dir):
+    table = manifest(manifest_dir, "hunyuanvideo_t2v_plain_transformer.official")
+    del table[name]
+    with pytest.raises(WrongModelError, match=f"lacks {name}.*download it again"):
+        detect_transformer(from_table(table))
+
+
+def test_a_vae_without_its_encoder_is_refused(manifest_dir):
+    table = manifest(manifest_dir, "hunyuanvideo_vae.official")
+    decoder = {name: entry for name, entry in table.items() if not name.startswith("encoder.")}
+    with pytest.raises(WrongModelError, match=r"lacks encoder\.down_blocks\.0"):
+        detect_vae(from_table(decoder))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"final_layer.linear.bias": None}, r"lacks 1 tensors, such as final_layer\.linear\.bias"),
+        ({"time_in.mlp.0.weight": ([3072, 128], "bfloat16")}, r"time_in\.mlp\.0\.weight is \[3072, 128\], expected"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_from_its_header(changes, words, manifest_dir):
+    table = manifest(manifest_dir, "hunyuanvideo_t2v_plain_transformer.official") | changes
+    checkpoint = from_table({name: entry for name, entry in table.items() if entry is not None})
+    with pytest.raises(WrongModelError, match=words):
+        check_complete(detect_transformer(checkpoint))
+
+
+@pytest.mark.parametrize("dialect", ["vae_official_or_diffusers", "vae_comfy"])
+def test_whole_vaes_pass_the_header_check_in_both_layouts(dialect, manifest_dir):
+    names = json.loads((manifest_dir / "peers_keys.json").read_text())[dialect]
+    check_complete(detect_vae(from_table({name: (shape, "float16") for name, shape in names.items()})))
+
+
+def test_vae_factors_come_from_the_config(manifest_dir):
+    checkpoint = from_table(manifest(manifest_dir, "hunyuanvideo_vae.official"))
+    config = {"spatial_compression_ratio": 4, "time_compression_ratio": 2}
+    detected = detect_vae(replace(checkpoint, config=config))
+    assert (detected.config.spatial_factor, detected.config.time_factor) == (4, 2)
+
+
+def test_the_rope_base_of_newer_llama_configs_is_found(manifest_dir):
+    checkpoint = from_table(manifest(manifest_dir, "llama3_8b_text.LlamaModel"))
+    config = {"rope_parameters": {"rope_type": "default", "rope_theta": 12345.0}}
+    assert detect_llama(replace(checkpoint, config=config)).rope_theta == 12345.0
