@@ -31,12 +31,12 @@ class LatentPreview:
         return Image.fromarray(pixels.numpy())
 
 
-def find_preview(checkpoint: Checkpoint) -> LatentPreview | None:
+def find_preview(checkpoint: Checkpoint, num_channels: int) -> LatentPreview | None:
     """The preview for a model's latents, if previews are wanted: stored with the model, else the host's for the 13B."""
     if not host.preview_wanted():
         return None
     if METADATA_KEY in checkpoint.metadata:
         stored = json.loads(checkpoint.metadata[METADATA_KEY])
         return LatentPreview(stored["factors"], stored["bias"])
-    factors = host.preview_factors()
-    return None if factors is None else LatentPreview(*factors)
+    factors, bias = host.preview_factors() or ([], [])
+    return LatentPreview(factors, bias) if len(factors) == num_channels else None

@@ -148,7 +148,10 @@ class HYVSampler(io.ComfyNode):
             device=device,
             step_cache=step_cache,
             run=walk_blocks(host.check_interrupt),
-            on_step=show_progress(len(start.samples) * options.num_steps, find_preview(model.detected.view.checkpoint)),
+            on_step=show_progress(
+                len(start.samples) * options.num_steps,
+                find_preview(model.detected.view.checkpoint, model.detected.config.out_channels),
+            ),
         )
         return io.NodeOutput(write_latent(samples.to(host.device_for("intermediate")), latent), str(report))
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..hyvideo_core.errors import ConditioningError, ShapeError
@@ -96,6 +97,8 @@ def _pooled_rows(pooled: Tensor | None, num_samples: int, name: str) -> list[Ten
     return [pooled[index if len(pooled) > 1 else 0][None] for index in range(num_samples)]
 
 
+# what is cached may be trained on, which tensors that are copied in inference mode can never be
+@torch.inference_mode(False)
 def write_conditioning(conditioning: Conditioning, template: str) -> list[list[Any]]:
     """A CONDITIONING that our sampler and native ones take; no mask, since nothing is padded."""
     device = device_for("intermediate")

@@ -175,7 +175,7 @@ def check_samples(samples: Tensor, config: VaeConfig) -> None:
         ShapeError: latents of another model.
         NonFiniteError: NaN in the latents.
     """
-    if samples.ndim != 5 or samples.shape[1] != config.latent_channels:
+    if samples.ndim != 5 or samples.shape[1] != config.latent_channels or min(samples.shape) < 1:
         raise ShapeError(
             f"latents of shape {list(samples.shape)}, expected [batch, {config.latent_channels}, frames, height/8, "
             "width/8]; use latents of HunyuanVideo"
@@ -193,10 +193,15 @@ def crop_images(pixels: Tensor, side: int = SIZE_STEP, frames: int = TIME_FACTOR
     Raises:
         ShapeError: nothing would be left.
     """
-    if pixels.ndim != 4 or min(pixels.shape) < 1 or min(pixels.shape[1:3]) < side:
+    if pixels.ndim != 4 or pixels.shape[0] < 1 or pixels.shape[3] < 3:
         raise ShapeError(
-            f"images of shape {list(pixels.shape)}, expected [frames, height, width, 3] of at least {side} x {side} "
-            "pixels; enlarge them first"
+            f"images of shape {list(pixels.shape)}, expected [frames, height, width, 3]; "
+            "connect the frames of one video"
+        )
+    if min(pixels.shape[1:3]) < side:
+        raise ShapeError(
+            f"images of {pixels.shape[2]} x {pixels.shape[1]} pixels, expected at least {side} x {side}; "
+            "enlarge them first"
         )
     count = (pixels.shape[0] - 1) // frames * frames + 1
     height, width = pixels.shape[1] // side * side, pixels.shape[2] // side * side

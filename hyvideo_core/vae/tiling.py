@@ -166,9 +166,8 @@ def _in_latents(tiling: Tiling, factor: int, names: tuple[str, str], unit: str) 
     for name, value in zip(names, (size, overlap), strict=True):
         if value % factor:
             low = value // factor * factor
-            raise OptionError(
-                f"{name} {value} {unit}: this model needs multiples of {factor}; use {low or factor} or {low + factor}"
-            )
+            near = f"{low} or {low + factor}" if low else f"{factor}"
+            raise OptionError(f"{name} {value} {unit}: this model needs multiples of {factor}; use {near}")
     return size // factor, overlap // factor
 
 

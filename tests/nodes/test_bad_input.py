@@ -6,9 +6,18 @@ import shutil
 
 import pytest
 import torch
-from hyvideo_nodes.hyvideo_core.errors import CorruptFileError, OptionError, ShapeError, TokenizerError, WrongModelError
+from hyvideo_nodes.hyvideo_core.errors import (
+    ConditioningError,
+    CorruptFileError,
+    NonFiniteError,
+    OptionError,
+    ShapeError,
+    TokenizerError,
+    WrongModelError,
+)
 from hyvideo_nodes.nodes.host import headless
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 
 @pytest.mark.parametrize(
@@ -101,3 +110,63 @@ def test_a_long_prompt_is_cut_with_a_count(text_encoders, run_node, caplog):
     (conditioning,) = run_node("HYVTextEncode", text_encoders=text_encoders, prompt=prompt)
     assert conditioning[0][0].shape[1] == 256
     assert "tokens were cut (room for 256)" in caplog.text
+
+
+def test_an_incomplete_model_is_refused_by_its_loader(broken, run_node):
+    path = broken / "diffusion_models" / "tiny.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    weights = {
+        name: tensor.clone() for name, tensor in load_file(path).items() if name != "single_blocks.1.linear2.bias"
+    }
+    save_file(weights, path, metadata=metadata)
+    with pytest.raises(WrongModelError, match=r"lacks 1 tensors, such as single_blocks\.1\.linear2\.bias"):
+        run_node("HYVLoadModel", model="tiny.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "words"),
+    [
+        (lambda states: states * float("nan"), NonFiniteError, "the positive text states hold NaN"),
+        (lambda states: states[:, :0], ConditioningError, "the positive text states are"),
+    ],
+)
+def test_text_states_that_cannot_be_used_are_refused_before_weights(
+    spoil, error, words, model, positive, latent, run_node
+):
+    (states, extra), *_ = positive
+    with pytest.raises(error, match=words):
+        run_node("HYVSampler", model=model, positive=[[spoil(states), extra]], latent=latent)
+    assert model.patcher is None
+
+
+def test_a_noise_mask_that_is_no_picture_is_refused_before_weights(model, positive, latent, run_node):
+    with pytest.raises(ShapeError, match=r"the noise mask is \[3\]"):
+        run_node("HYVSampler", model=model, positive=positive, latent=latent | {"noise_mask": torch.ones(3)})
+    assert model.patcher is None
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 0, 4, 4), (1, 32, 1, 4, 4), (16, 3, 4, 4)])
+def test_latents_that_cannot_be_decoded_are_refused(shape, vae, run_node):
+    with pytest.raises(ShapeError, match="use latents of HunyuanVideo"):
+        run_node("HYVVAEDecode", samples={"samples": torch.zeros(shape)}, vae=vae)
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [((48, 64, 3), "expected .frames, height, width, 3."), ((1, 48, 64, 1), "width, 3"), ((1, 8, 64, 3), "enlarge")],
+)
+def test_images_that_cannot_be_encoded_are_refused(shape, words, vae, run_node):
+    with pytest.raises(ShapeError, match=words):
+        run_node("HYVVAEEncode", pixels=torch.rand(shape), vae=vae)
+
+
+def test_tile_advice_names_each_size_once(vae, run_node):
+    with pytest.raises(OptionError, match=r"multiples of 4; use 4$"):
+        run_node(
+            "HYVVAEDecode",
+            samples={"samples": torch.zeros(1, 16, 3, 4, 4)},
+            vae=vae,
+            temporal_size=3,
+            temporal_overlap=0,
+        )

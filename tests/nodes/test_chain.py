@@ -10,8 +10,10 @@ import pytest
 import torch
 from hyvideo_nodes.hyvideo_core.errors import ConditioningError, NonFiniteError, ShapeError
 from hyvideo_nodes.hyvideo_core.loading import open_checkpoint
-from hyvideo_nodes.nodes import recipes
+from hyvideo_nodes.hyvideo_core.text_encoders.conditioning import Conditioning
+from hyvideo_nodes.nodes import host, recipes, sockets
 from hyvideo_nodes.nodes.host import headless
+from hyvideo_nodes.nodes.preview import find_preview
 from safetensors.torch import load_file, save_file
 
 
@@ -263,3 +265,21 @@ def test_a_plain_fp8_file_stays_fp8_and_samples_nearly_the_same(
     exact, rounded = results["tiny.safetensors"], results["small.safetensors"]
     assert not torch.equal(exact, rounded)
     assert (exact - rounded).norm() / exact.norm() < 0.2
+
+
+def test_cached_conditioning_can_be_trained_on_whatever_device_it_came_from(monkeypatch):
+    """A copy to another device, here from float tensors to meta, is no inference tensor."""
+    monkeypatch.setattr(sockets, "device_for", lambda _role: torch.device("meta"))
+    with torch.inference_mode(False):
+        conditioning = Conditioning(states=torch.zeros(1, 2, 3), pooled=torch.zeros(1, 4))
+    with torch.inference_mode():
+        (states, extra), *_ = sockets.write_conditioning(conditioning, "video")
+    assert states.device.type == "meta"
+    assert not states.is_inference() and not extra["pooled_output"].is_inference()
+
+
+@pytest.mark.parametrize(("num_channels", "has_preview"), [(16, True), (4, False)])
+def test_the_hosts_preview_is_used_for_latents_of_its_channels_alone(num_channels, has_preview, model, monkeypatch):
+    monkeypatch.setattr(host, "preview_wanted", lambda: True)
+    monkeypatch.setattr(host, "preview_factors", lambda: ([[0.0] * 3] * 16, [0.0] * 3))
+    assert (find_preview(model.detected.view.checkpoint, num_channels) is not None) == has_preview
