@@ -9,24 +9,27 @@ import torch
 from torch import Tensor
 
 from ..config import ClipTextConfig, LlamaConfig
-from ..errors import WrongModelError
+from ..errors import ConfigError, WrongModelError
 from ..text_encoders.clip import ClipTextEncoder, build_clip, load_clip
 from ..text_encoders.llm import LlamaTextEncoder, build_llama, load_llama
 from .checkpoint import Checkpoint, ReadTensor, TensorInfo
 from .detect import describe, refuse_scaled_weights
 
+LLAMA_ANCHOR = "layers.0.self_attn.k_proj.weight"
+CLIP_ANCHOR = "embeddings.token_embedding.weight"
 LLAMA_HEAD_SIZE = 128
 CLIP_HEAD_SIZE = 64
 
 
 class LazyTensors(Mapping[str, Tensor]):
-    """A checkpoint's tensors, each read when it is asked for."""
+    """The tensors of a checkpoint under a prefix, by their names without it, each read when it is asked for."""
 
-    def __init__(self, checkpoint: Checkpoint, read: ReadTensor) -> None:
-        self._tensors, self._read = checkpoint.tensors, read
+    def __init__(self, checkpoint: Checkpoint, prefix: str, read: ReadTensor) -> None:
+        self._tensors = {name.removeprefix(prefix) for name in checkpoint.tensors if name.startswith(prefix)}
+        self._prefix, self._read = prefix, read
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._read(name)
+        return self._read(self._prefix + name)
 
     def __contains__(self, name: object) -> bool:
         return name in self._tensors  # the inherited test would read the tensor
@@ -43,8 +46,9 @@ def detect_llama(checkpoint: Checkpoint) -> LlamaConfig:
 
     Raises:
         WrongModelError: the file holds something else, or weights with scales that are not read.
+        ConfigError: the number of attention heads stays unknown.
     """
-    prefix = _prefix(checkpoint, "layers.0.self_attn.k_proj.weight")
+    prefix = _prefix(checkpoint, LLAMA_ANCHOR)
     if prefix is None or f"{prefix}embed_tokens.weight" not in checkpoint.tensors:
         raise WrongModelError(
             f"{checkpoint.name} is {_describe(checkpoint)}; expected the Llama-3 language model "
@@ -53,8 +57,8 @@ def detect_llama(checkpoint: Checkpoint) -> LlamaConfig:
     refuse_scaled_weights(checkpoint)
     embedding = _shape(checkpoint, f"{prefix}embed_tokens.weight")
     given, defaults = _given(checkpoint), LlamaConfig()
-    num_heads = int(given.get("num_attention_heads", embedding[1] // LLAMA_HEAD_SIZE))
-    keys = _shape(checkpoint, f"{prefix}layers.0.self_attn.k_proj.weight")[0]
+    num_heads = _num_heads(checkpoint, embedding[1], LLAMA_HEAD_SIZE)
+    keys = _shape(checkpoint, prefix + LLAMA_ANCHOR)[0]
     return LlamaConfig(
         vocab_size=embedding[0],
         hidden_size=embedding[1],
@@ -71,23 +75,24 @@ def detect_clip(checkpoint: Checkpoint) -> ClipTextConfig:
     """Sizes of a CLIP text encoder file, of the text part alone or of the whole model.
 
     Raises:
-        WrongModelError: the file holds something else.
+        WrongModelError: the file holds something else, or weights with scales that are not read.
+        ConfigError: the number of attention heads stays unknown.
     """
-    prefix = _prefix(checkpoint, "embeddings.token_embedding.weight")
+    prefix = _prefix(checkpoint, CLIP_ANCHOR)
     if prefix is None:
         raise WrongModelError(
             f"{checkpoint.name} is {_describe(checkpoint)}; expected a CLIP text encoder "
             "(for example clip_l.safetensors in models/text_encoders)"
         )
     refuse_scaled_weights(checkpoint)
-    embedding = _shape(checkpoint, f"{prefix}embeddings.token_embedding.weight")
+    embedding = _shape(checkpoint, prefix + CLIP_ANCHOR)
     given, defaults = _given(checkpoint), ClipTextConfig()
     return ClipTextConfig(
         vocab_size=embedding[0],
         hidden_size=embedding[1],
         ffn_size=_shape(checkpoint, f"{prefix}encoder.layers.0.mlp.fc1.weight")[0],
         num_layers=_count(checkpoint, prefix + "encoder.layers.{}.mlp.fc1.weight"),
-        num_heads=int(given.get("num_attention_heads", embedding[1] // CLIP_HEAD_SIZE)),
+        num_heads=_num_heads(checkpoint, embedding[1], CLIP_HEAD_SIZE),
         max_positions=_shape(checkpoint, f"{prefix}embeddings.position_embedding.weight")[0],
         activation=str(given.get("hidden_act", defaults.activation)),
         norm_eps=float(given.get("layer_norm_eps", defaults.norm_eps)),
@@ -102,7 +107,7 @@ def build_llama_encoder(checkpoint: Checkpoint, config: LlamaConfig, *, dtype: t
     """
     encoder = build_llama(config, dtype=dtype)
     with checkpoint.reading() as read:
-        load_llama(encoder, LazyTensors(checkpoint, read))
+        load_llama(encoder, LazyTensors(checkpoint, _prefix(checkpoint, LLAMA_ANCHOR) or "", read))
     return encoder
 
 
@@ -110,13 +115,13 @@ def build_clip_encoder(checkpoint: Checkpoint, config: ClipTextConfig, *, dtype:
     """The CLIP text encoder with its weights, on the CPU; see `build_llama_encoder`."""
     encoder = build_clip(config, dtype=dtype)
     with checkpoint.reading() as read:
-        load_clip(encoder, LazyTensors(checkpoint, read))
+        load_clip(encoder, LazyTensors(checkpoint, _prefix(checkpoint, CLIP_ANCHOR) or "", read))
     return encoder
 
 
 def _describe(checkpoint: Checkpoint) -> str:
     """In words, with Llama and CLIP told apart, since each is often chosen for the other."""
-    if _prefix(checkpoint, "embeddings.token_embedding.weight") is not None:
+    if _prefix(checkpoint, CLIP_ANCHOR) is not None:
         return "a CLIP text encoder"
     if _prefix(checkpoint, "embed_tokens.weight") is not None:
         return "a language model"
@@ -127,6 +132,17 @@ def _given(checkpoint: Checkpoint) -> Mapping[str, Any]:
     """The file's own configuration; in a LLaVA or CLIP folder the text part's."""
     inner = checkpoint.config.get("text_config")
     return inner if isinstance(inner, dict) else checkpoint.config
+
+
+def _num_heads(checkpoint: Checkpoint, width: int, usual_head_size: int) -> int:
+    """Attention heads from the file's configuration, else as many as the published models' head size gives."""
+    num_heads = int(_given(checkpoint).get("num_attention_heads") or width // usual_head_size)
+    if num_heads < 1 or width % num_heads:
+        raise ConfigError(
+            f"{checkpoint.name} is {width} wide, which {num_heads} attention heads do not divide; "
+            "correct num_attention_heads in the file's config metadata"
+        )
+    return num_heads
 
 
 def _rope_parameters(given: Mapping[str, Any]) -> Mapping[str, Any]:
