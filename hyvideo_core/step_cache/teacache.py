@@ -82,8 +82,9 @@ class TeaCacheRun:
         return None
 
     def _is_active(self) -> bool:
-        first = self._options.start_percent * self.report.num_steps
-        last = self._options.end_percent * self.report.num_steps
+        # rounded, since 0.58 * 50 is a little below 29
+        first = round(self._options.start_percent * self.report.num_steps, 6)
+        last = round(self._options.end_percent * self.report.num_steps, 6)
         return first < self._step <= last
 
 
