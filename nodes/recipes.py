@@ -83,9 +83,9 @@ def share_weights(
 
 
 def fingerprint(path: Path) -> tuple[str, int, int]:
-    """What tells one state of a file from another without reading it."""
-    status = path.stat()
-    return (str(path), status.st_mtime_ns, status.st_size)
+    """What tells one state of a file, or of the files in a folder, from another without reading them."""
+    states = [file.stat() for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    return (str(path), max(state.st_mtime_ns for state in states), sum(state.st_size for state in states))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,6 +76,8 @@ def read_conditioning(conditioning: Sequence[Sequence[Any]], name: str) -> Promp
             "remove the node that adds it"
         )
     mask, pooled = extra.get("attention_mask"), extra.get("pooled_output")
+    if mask is not None and mask.ndim == 2 and len(mask) == 1:
+        mask = mask.expand(len(states), -1)
     rows = gather_valid(states, mask) if mask is not None else list(states.split(1))
     pooled_rows = _pooled_rows(pooled, len(rows), name)
     samples = [Conditioning(states=row, pooled=vector) for row, vector in zip(rows, pooled_rows, strict=True)]

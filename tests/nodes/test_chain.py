@@ -116,6 +116,15 @@ def test_padding_under_a_mask_changes_nothing(sample, positive):
     assert torch.equal(masked, sample()[0]["samples"])
 
 
+def test_one_mask_serves_every_text_of_a_batch(sample, positive, run_node):
+    states, extra = positive[0]
+    (pair,) = run_node("HYVEmptyLatent", width=32, height=48, length=9, batch_size=2)
+    padded = torch.cat((states, torch.randn(1, 2, states.shape[2])), dim=1).expand(2, -1, -1)
+    mask = torch.tensor([[1] * states.shape[1] + [0] * 2])
+    masked = sample(positive=[[padded, extra | {"attention_mask": mask}]], latent=pair)[0]["samples"]
+    assert torch.equal(masked, sample(latent=pair)[0]["samples"])
+
+
 def test_a_masked_out_region_keeps_its_latents(sample, latent):
     clean = torch.randn_like(latent["samples"])
     mask = torch.ones(1, 1, 3, 6, 4)
@@ -283,3 +292,10 @@ def test_the_hosts_preview_is_used_for_latents_of_its_channels_alone(num_channel
     monkeypatch.setattr(host, "preview_wanted", lambda: True)
     monkeypatch.setattr(host, "preview_factors", lambda: ([[0.0] * 3] * 16, [0.0] * 3))
     assert (find_preview(model.detected.view.checkpoint, num_channels) is not None) == has_preview
+
+
+def test_a_folder_changes_with_any_of_its_files(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"one")
+    before = recipes.fingerprint(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"other")
+    assert recipes.fingerprint(tmp_path) != before

@@ -295,3 +295,10 @@ def test_the_rope_base_of_newer_llama_configs_is_found(manifest_dir):
     checkpoint = from_table(manifest(manifest_dir, "llama3_8b_text.LlamaModel"))
     config = {"rope_parameters": {"rope_type": "default", "rope_theta": 12345.0}}
     assert detect_llama(replace(checkpoint, config=config)).rope_theta == 12345.0
+
+
+def test_a_language_model_with_scaled_positions_is_refused(manifest_dir):
+    plain = from_table(manifest(manifest_dir, "llama3_8b_text.LlamaForCausalLM"))
+    newer = replace(plain, config={"rope_scaling": {"rope_type": "llama3", "factor": 8.0}})
+    with pytest.raises(WrongModelError, match=r"scaled positions .* expected LLaVA-Llama-3"):
+        detect_llama(newer)
