@@ -59,8 +59,8 @@ def detect_llama(checkpoint: Checkpoint) -> LlamaConfig:
     given, defaults = _given(checkpoint), LlamaConfig()
     if given.get("rope_scaling"):
         raise WrongModelError(
-            f"{checkpoint.name} is a language model with scaled positions (Llama 3.1 or newer); expected LLaVA-Llama-3, "
-            "which HunyuanVideo was trained with"
+            f"{checkpoint.name} is a language model with scaled positions (Llama 3.1 or newer); expected "
+            "LLaVA-Llama-3, which HunyuanVideo was trained with"
         )
     num_heads = _num_heads(checkpoint, embedding[1], LLAMA_HEAD_SIZE)
     keys = _shape(checkpoint, prefix + LLAMA_ANCHOR)[0]
