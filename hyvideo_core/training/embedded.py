@@ -96,7 +96,7 @@ def export(workshop: Workshop, out_dir: Path) -> None:
     files = EmbeddedFiles(out_dir)
     codec, clips = workshop.codec(), held_out_clips(workshop.plan.shown * 4)
     export_transformer(workshop.distilled(), files.transformer, preview_factors(codec.encode(clips), clips))
-    export_vae(workshop.encoder(), files.vae)
+    export_vae(workshop.autoencoder(), files.vae)
     language, pooled = workshop.readers()
     export_llama(language, workshop.llama_config(), files.llama)
     export_clip(pooled, workshop.clip_config(), files.clip)

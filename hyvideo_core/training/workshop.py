@@ -117,6 +117,13 @@ class Workshop:
         vae = self.decoder().requires_grad_(True)
         return self._train(vae, self.plan.encoder, task.loss, "encoder", lambda vae: task.evaluate(vae, clips))
 
+    def autoencoder(self) -> VideoAutoencoder:
+        """Both trained halves in one: either may have been trained further since the other was."""
+        whole, trained = self.encoder(), self.decoder()
+        whole.decoder.load_state_dict(trained.decoder.state_dict())
+        whole.post_quant_conv.load_state_dict(trained.post_quant_conv.state_dict())
+        return whole
+
     def transformer(self) -> Transformer:
         """The plain model, unguided."""
         training, held_out = self.clips()

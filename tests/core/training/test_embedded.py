@@ -25,6 +25,7 @@ from hyvideo_nodes.hyvideo_core.training.clips import ClipSet
 from hyvideo_nodes.hyvideo_core.training.embedded import STAGES, train_embedded
 from hyvideo_nodes.hyvideo_core.training.export import EmbeddedFiles
 from hyvideo_nodes.hyvideo_core.training.plan import QUICK
+from hyvideo_nodes.hyvideo_core.training.shipped import judge
 from hyvideo_nodes.hyvideo_core.training.transformer import EMBEDDED_TRANSFORMER
 from hyvideo_nodes.hyvideo_core.training.workshop import Workshop
 
@@ -52,7 +53,7 @@ def test_the_autoencoder_loads_strictly_and_is_the_trained_one(made):
     files, workshop = made
     detected = detect_vae(open_checkpoint(files.vae))
     assert detected.config == EMBEDDED_VAE
-    trained = workshop.encoder().state_dict()
+    trained = workshop.autoencoder().state_dict()
     for name, weight in build_vae(detected, dtype=torch.float32).state_dict().items():
         assert torch.equal(weight, trained[name].half().float()), name
 
@@ -105,6 +106,12 @@ def test_a_batch_of_captions_has_one_length_and_the_data_set_survives_its_file(m
     first, second = (data.sample(5, torch.Generator().manual_seed(3)) for data in (held_out, again))
     assert torch.equal(first[0], second[0])
     assert torch.equal(first[1].states, second[1].states)
+
+
+def test_the_judge_scores_the_files(made, tmp_path):
+    figures = judge(made[0], 1, steps=2, sheet=tmp_path / "sheet.png")
+    assert {"seen: colour", "held out: motion", "autoencoder PSNR"} <= set(figures)
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
 
 
 def test_single_stages_write_no_files_that_ship(tmp_path):
