@@ -18,7 +18,8 @@ from .scenes import Scene, SceneMix, sample_scene
 EMBEDDED_VAE = VaeConfig(block_channels=(16, 32, 48, 48), layers_per_block=1, norm_groups=8)
 PICTURE_MIX = SceneMix(two_objects=0.3, moving_camera=0.3)
 OBJECT_WEIGHT = 5.0
-MAX_LATENT_NOISE = 0.15
+MAX_LATENT_NOISE = 0.2
+MAX_OVERSHOOT = 0.3  # guidance makes latents larger than clips do
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +101,7 @@ def _set_pointwise(conv: nn.Conv3d, factors: Tensor) -> None:
 
 @dataclass(frozen=True, slots=True)
 class DecoderTask:
-    """Latents with a little noise, as a sampler leaves it, to pixels."""
+    """Latents with a little noise and too much contrast, as a guided sampler leaves them, to pixels."""
 
     codec: PatchCodec
 
@@ -109,7 +110,8 @@ class DecoderTask:
         pictures = draw_pictures(choose_size(generator), generator)
         latents = self.codec.encode(pictures.video)
         amount = torch.rand(len(latents), 1, 1, 1, 1, generator=generator) * MAX_LATENT_NOISE
-        latents = latents + amount * torch.randn(latents.shape, generator=generator)
+        gain = 1.0 + torch.rand(len(latents), 1, 1, 1, 1, generator=generator) * MAX_OVERSHOOT
+        latents = latents * gain + amount * torch.randn(latents.shape, generator=generator)
         with torch.autocast("cpu", torch.bfloat16):
             decoded = vae.decode(latents / EMBEDDED_VAE.scaling_factor)
         return reconstruction_loss(decoded, pictures.video, pictures.weight)

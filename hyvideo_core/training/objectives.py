@@ -34,8 +34,8 @@ class NoiseLevels:
     Source: Esser et al. 2024, sec. 3.1.
     """
 
-    uniform_share: float = 0.4
-    mean: float = 1.5
+    uniform_share: float = 0.5
+    mean: float = 1.0
     deviation: float = 1.0
 
     def sample(self, batch: int, generator: torch.Generator) -> Tensor:

@@ -88,11 +88,14 @@ class ShippedModel:
         return torch.cat([self.vae.decode(self.vae.encode(clip[None]).chunk(2, dim=1)[0]) for clip in clips])
 
 
-def judge(files: EmbeddedFiles, prompts: int, *, steps: int, sheet: Path | None = None) -> dict[str, float]:
+def judge(
+    files: EmbeddedFiles, prompts: int, *, steps: int, clips: int = 16, sheet: Path | None = None
+) -> dict[str, float]:
     """Shares of prompts that the shipped files get right, by attribute, and the autoencoder's PSNR.
 
     Args:
         prompts: one-object prompts of the plain form, seen triples and held-out ones each this many.
+        clips: held-out clips that the autoencoder is measured on.
         sheet: where to put a contact sheet of the first of both.
     """
     model = ShippedModel.load(files)
@@ -105,8 +108,8 @@ def judge(files: EmbeddedFiles, prompts: int, *, steps: int, sheet: Path | None 
         )
         figures |= {f"{side}: {name}": value for name, value in scores.items()}
         shown += videos[:12]
-    clips = held_out_clips(16)
-    figures["autoencoder PSNR"] = psnr(model.reconstruct(clips).float(), clips)
+    originals = held_out_clips(clips)
+    figures["autoencoder PSNR"] = psnr(model.reconstruct(originals).float(), originals)
     if sheet is not None:
         save_contact_sheet(shown, sheet)
     return figures

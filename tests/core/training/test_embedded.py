@@ -109,7 +109,7 @@ def test_a_batch_of_captions_has_one_length_and_the_data_set_survives_its_file(m
 
 
 def test_the_judge_scores_the_files(made, tmp_path):
-    figures = judge(made[0], 1, steps=2, sheet=tmp_path / "sheet.png")
+    figures = judge(made[0], 1, steps=2, clips=2, sheet=tmp_path / "sheet.png")
     assert {"seen: colour", "held out: motion", "autoencoder PSNR"} <= set(figures)
     assert (tmp_path / "sheet.png").stat().st_size > 1000
 
