@@ -50,12 +50,13 @@ def stop(message: str) -> NoReturn:
     raise SystemExit(f"dev.py: {message}")
 
 
-def run(command: list[str], **variables: str) -> int:
-    """Exit status of a command in the pack's folder, 128 + n when signal n killed it.
+def run(command: list[str], *, quiet: bool = False, **variables: str) -> int:
+    """Exit status of a command in the pack's folder, 128 + n when signal n killed it; `quiet` drops its stdout.
 
     Ctrl-C reaches the child by itself: it gets the time to clean up before we end too.
     """
-    with subprocess.Popen(command, cwd=ROOT, env={**os.environ, **variables}) as child:
+    stdout = subprocess.DEVNULL if quiet else None
+    with subprocess.Popen(command, cwd=ROOT, env={**os.environ, **variables}, stdout=stdout) as child:
         try:
             status = child.wait()
         except KeyboardInterrupt:
@@ -147,7 +148,8 @@ def demo(use_venv: bool, arguments: list[str]) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".demo-", dir=out.parent) as folder:
         command = [python, str(ROOT), "run", str(DEMO_GRAPH), "--output-dir", folder]
-        status = run(command + [word for setting in settings for word in ("--set", setting)])
+        # what it prints there is where its own file lies, which is moved below
+        status = run(command + [word for setting in settings for word in ("--set", setting)], quiet=True)
         if status:
             return status
         videos = list(Path(folder).rglob("*.mp4"))
