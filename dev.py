@@ -22,7 +22,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -50,13 +50,13 @@ def stop(message: str) -> NoReturn:
     raise SystemExit(f"dev.py: {message}")
 
 
-def run(command: list[str], *, quiet: bool = False, **variables: str) -> int:
+def run(command: list[str], variables: Mapping[str, str] | None = None, *, quiet: bool = False) -> int:
     """Exit status of a command in the pack's folder, 128 + n when signal n killed it; `quiet` drops its stdout.
 
     Ctrl-C reaches the child by itself: it gets the time to clean up before we end too.
     """
     stdout = subprocess.DEVNULL if quiet else None
-    with subprocess.Popen(command, cwd=ROOT, env={**os.environ, **variables}, stdout=stdout) as child:
+    with subprocess.Popen(command, cwd=ROOT, env={**os.environ, **(variables or {})}, stdout=stdout) as child:
         try:
             status = child.wait()
         except KeyboardInterrupt:
@@ -201,7 +201,7 @@ def run_tests(use_venv: bool, arguments: list[str]) -> int:
         variables["HYV_OLD_TRANSFORMERS"] = os.environ.get("HYV_OLD_TRANSFORMERS", str(OLD_TRANSFORMERS))
     elif use_venv:
         say(f"{OLD_TRANSFORMERS_PINS[0]} could not be installed: its tests are skipped. Delete .venv to try again")
-    return run([python, "-m", "pytest", *arguments], **variables)
+    return run([python, "-m", "pytest", *arguments], variables)
 
 
 def lint(use_venv: bool, arguments: list[str]) -> int:
@@ -221,14 +221,14 @@ def bench(use_venv: bool, arguments: list[str]) -> int:
     if name not in known:
         stop(f"bench {name}: expected the name of a benchmark: {', '.join(known) or 'there are none'}")
     python = interpreter(use_venv, "torch")
-    return run([python, str(ROOT / "benchmarks" / f"{name}.py"), *rest], PYTHONPATH=alias_path())
+    return run([python, str(ROOT / "benchmarks" / f"{name}.py"), *rest], {"PYTHONPATH": alias_path()})
 
 
 def train_embedded(use_venv: bool, arguments: list[str]) -> int:
     """The training that makes embedded/."""
     python = interpreter(use_venv, "torch", "transformers")
     # -P keeps the pack's folder off sys.path, where every module would have a second name
-    return run([python, "-P", "-m", TRAINING, *arguments], PYTHONPATH=alias_path())
+    return run([python, "-P", "-m", TRAINING, *arguments], {"PYTHONPATH": alias_path()})
 
 
 COMMANDS: dict[str, Callable[[bool, list[str]], int]] = {
