@@ -26,9 +26,9 @@ class Recorder:
         self.variables: list[dict[str, str]] = []
         self.failing = ""
 
-    def __call__(self, command: list[str], **variables: str) -> int:
+    def __call__(self, command: list[str], variables: dict[str, str] | None = None, *, quiet: bool = False) -> int:
         self.commands.append(command)
-        self.variables.append(variables)
+        self.variables.append(variables or {})
         if self.failing and self.failing in command:
             return 1
         if "venv" in command:
