@@ -10,6 +10,7 @@ from ..config import TransformerConfig, VaeConfig
 from ..errors import ConfigError, WrongModelError
 from .checkpoint import Checkpoint
 from .key_maps import TRANSFORMER_DIALECTS, VAE_DIALECTS, KeyView, find_view
+from .quantization import FP8_DTYPES
 
 TRANSFORMER_PROBES = (
     "txt_in.individual_token_refiner.blocks.0.self_attn_qkv.weight",
@@ -22,6 +23,7 @@ VAE_PROBES = (
     "post_quant_conv.weight",
 )
 DEFAULT_ROPE_SIXTEENTHS = (2, 7, 7)
+HUNYUAN_15_CHANNELS = 32
 # what the official configuration and diffusers' config.json call it
 ROPE_AXES_NAMES = ("rope_dim_list", "rope_axes_dim")
 HEADS_NAMES = ("heads_num", "num_attention_heads")
@@ -57,6 +59,7 @@ SIGNATURES: tuple[tuple[str, str], ...] = (
     ("layers.0.self_attn.k_proj.weight", "a language model or CLIP text encoder"),
     ("encoder.block.0.layer.0.SelfAttention.k.weight", "a T5 text encoder"),
 )
+OFFICIAL_FP8_NAME = "mp_rank_00_model_states_fp8.pt"
 SCALE_SUFFIXES = (".scale_weight", ".weight_scale", ".fp8_scale", ".comfy_quant", "scaled_fp8")
 
 
@@ -123,16 +126,27 @@ def detect_vae(checkpoint: Checkpoint) -> DetectedVae:
             f"{checkpoint.name} is {describe(checkpoint)}; expected a HunyuanVideo VAE "
             "(for example hunyuan_video_vae_bf16.safetensors in models/vae)"
         )
-    return DetectedVae(vae_config(view), view)
+    config = vae_config(view)
+    if config.latent_channels == HUNYUAN_15_CHANNELS:
+        raise WrongModelError(
+            f"{checkpoint.name} is a VAE of {HUNYUAN_15_CHANNELS} latent channels, as HunyuanVideo 1.5 has, another "
+            "model family; expected the HunyuanVideo VAE of 16 channels"
+        )
+    return DetectedVae(config, view)
 
 
 def refuse_scaled_weights(checkpoint: Checkpoint) -> None:
     """Weights that need a scale beside them are noise without it.
 
     Raises:
-        WrongModelError: the file carries such scales.
+        WrongModelError: the file carries such scales, or the official release keeps them in a second file.
     """
     scale = next((name for name in checkpoint.tensors if name.endswith(SCALE_SUFFIXES)), None)
+    path = checkpoint.path
+    if scale is None and any(info.dtype in FP8_DTYPES for info in checkpoint.tensors.values()):
+        # the same name means plain weights as .safetensors and scaled ones as the official .pt
+        scale_map = path.with_name(f"{path.stem}_map.pt")
+        scale = scale_map.name if scale_map.is_file() or path.name == OFFICIAL_FP8_NAME else None
     if scale is not None:
         raise WrongModelError(
             f"{checkpoint.name} holds scaled fp8 weights ({scale}), which are not read; "
