@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..hyvideo_core.shapes import OFFICIAL_SIZES, VideoShape
+from ..hyvideo_core.errors import OptionError, ShapeError
+from ..hyvideo_core.shapes import OFFICIAL_SIZES, SIZE_STEP, VideoShape
 from . import host
 from .host import io
 from .native_vae import decode_natively, encode_natively
-from .vae import VideoVae, check_samples, crop_images, user_tiling
+from .vae import VideoVae, check_samples, crop_images, user_tiling, widget_tiling
 
 CATEGORY = "HunyuanVideo/latents"
 ASPECTS = list(OFFICIAL_SIZES["720p"])
@@ -57,6 +58,21 @@ def tiling_inputs(verb: str) -> list[Any]:
     ]
 
 
+class _TiledNode(io.ComfyNode):
+    """A node with the four tiling widgets."""
+
+    @classmethod
+    def validate_inputs(
+        cls, tile_size: int = 0, overlap: int = 0, temporal_size: int = 0, temporal_overlap: int = 0
+    ) -> bool | str:
+        """Refuses tiles before anything runs; what is linked is checked when it is known."""
+        try:
+            widget_tiling(tile_size, overlap, temporal_size, temporal_overlap)
+        except OptionError as error:
+            return str(error)
+        return True
+
+
 class HYVEmptyLatent(io.ComfyNode):
     """A size to LATENT, the native socket."""
 
@@ -84,6 +100,17 @@ class HYVEmptyLatent(io.ComfyNode):
             ],
             outputs=[io.Latent.Output("latent", tooltip="Zeros; the sampler uses their size.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, width: int = SIZE_STEP, height: int = SIZE_STEP, length: int = 1) -> bool | str:
+        """Refuses a size before anything runs; what is linked is checked when it is known."""
+        if max(width, height, length - 1) > MAX_SIDE:
+            return f"{width} x {height}, {length} frames: a side has at most {MAX_SIDE} pixels; choose a smaller size"
+        try:
+            VideoShape(frames=length, height=height, width=width)
+        except ShapeError as error:
+            return str(error)
+        return True
 
     @classmethod
     def execute(cls, width: int, height: int, length: int, batch_size: int) -> io.NodeOutput:
@@ -126,7 +153,7 @@ class HYVResolution(io.ComfyNode):
         return io.NodeOutput(*OFFICIAL_SIZES[resolution][aspect])
 
 
-class HYVVAEDecode(io.ComfyNode):
+class HYVVAEDecode(_TiledNode):
     """LATENT to IMAGE, tiled."""
 
     @classmethod
@@ -167,7 +194,7 @@ class HYVVAEDecode(io.ComfyNode):
         return io.NodeOutput(vae.decode_with(latents, tiling).flatten(0, 1))
 
 
-class HYVVAEEncode(io.ComfyNode):
+class HYVVAEEncode(_TiledNode):
     """IMAGE to LATENT, tiled."""
 
     @classmethod

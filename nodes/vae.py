@@ -209,14 +209,19 @@ def crop_images(pixels: Tensor, side: int = SIZE_STEP, frames: int = TIME_FACTOR
     return pixels[:count, top : top + height, left : left + width, :3]
 
 
-def user_tiling(config: VaeConfig, tile_size: int, overlap: int, temporal_size: int, temporal_overlap: int) -> Tiling:
-    """Tiling as the widgets say, 0 meaning whole; the reference's own values give exactly the reference's tiles."""
-    tiling = Tiling(
+def widget_tiling(tile_size: int, overlap: int, temporal_size: int, temporal_overlap: int) -> Tiling:
+    """Tiling as the widgets say, 0 meaning whole."""
+    return Tiling(
         tile_size=tile_size or None,
         overlap=overlap if tile_size else 0,
         temporal_size=temporal_size or None,
         temporal_overlap=temporal_overlap if temporal_size else 0,
     )
+
+
+def user_tiling(config: VaeConfig, tile_size: int, overlap: int, temporal_size: int, temporal_overlap: int) -> Tiling:
+    """Tiling as the widgets say; the reference's own values give exactly the reference's tiles."""
+    tiling = widget_tiling(tile_size, overlap, temporal_size, temporal_overlap)
     official = Tiling.official(config)
     return official if replace(tiling, keep_redundant=True) == official else tiling
 
