@@ -7,7 +7,22 @@ ROOT = Path(__file__).resolve().parent
 # running a folder puts it on the path, and with it a second name for every module of the pack
 sys.path[:] = [str(ROOT / "alias"), *(entry for entry in sys.path if Path(entry or ".").resolve() != ROOT)]
 
-from hyvideo_nodes.nodes.cli import main  # noqa: E402
+
+def start() -> int:
+    """Exit status of the command line, or of the advice to run it with another Python."""
+    try:
+        from hyvideo_nodes.nodes.cli import main
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("hyvideo_nodes"):
+            raise
+        sys.exit(
+            f"{sys.executable} has no package {error.name}. Run this with the Python that runs your ComfyUI, or with "
+            "the one in .venv that `python3 dev.py demo` makes beside this file"
+        )
+    except KeyboardInterrupt:
+        return 130
+    return main()
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start())

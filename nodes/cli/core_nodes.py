@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -31,11 +32,12 @@ from ..host import (
     resolve,
     temp_folder,
 )
-from ..host.folders import contained
+from ..host.folders import LONGEST_NAME, contained
 from .image_ops import FILTERS, crop_to_aspect, resize, upscale_tiled
 from .video_io import VideoClip, load_image, save_mp4, save_png
 
 UpscaleModel = io.Custom("UPSCALE_MODEL")
+LONGEST_PREFIX = LONGEST_NAME - 30  # bytes; the rest is for the number, the ending, and the mark of an unfinished file
 
 # --- files
 
@@ -62,12 +64,20 @@ def free_names(folder: Path, prefix: str, extension: str, size: tuple[int, int])
 
 
 def check_prefix(prefix: str) -> bool | str:
-    """Whether files may be called so: the message if not."""
+    """Whether files can be called so and written there: the message if not."""
     try:
-        contained(output_folder(), prefix)
+        path = contained(output_folder(), prefix)
     except UntrustedFileError as error:
         return str(error)
-    return True if Path(prefix).name else f'"{prefix}" names a folder; add the beginning of a file name'
+    if not Path(prefix).name:
+        return f'"{prefix}" names a folder; add the beginning of a file name'
+    if len(path.name.encode()) > LONGEST_PREFIX:
+        return f'"{path.name[:40]}..." is too long for the beginning of a file name; shorten it'
+    parents = path.absolute().parents
+    existing = next((folder for folder in parents if os.access(folder, os.F_OK)), parents[-1])
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        return f"nothing can be written into {existing}; choose another folder with --output-dir"
+    return True
 
 
 def _reported(path: Path, root: Path, kind: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,10 +54,10 @@ def read_prompt(path: Path) -> dict[str, Any]:
     """The JSON object in a file: node id -> node.
 
     Raises:
-        GraphError: no such file, not JSON, or a workflow in the editor's format.
+        GraphError: no such file, not JSON, something in it twice, or a workflow in the editor's format.
     """
     try:
-        prompt = json.loads(path.read_text(encoding="utf-8"))
+        prompt = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
     except OSError as error:
         raise GraphError(f"cannot read the workflow {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
@@ -68,6 +69,15 @@ def read_prompt(path: Path) -> dict[str, Any]:
     if strange := [_printable(node_id) for node_id, entry in prompt.items() if not _is_node(entry)]:
         raise GraphError(f'{path}: node {", ".join(strange)}: expected an object with "class_type" and "inputs"')
     return prompt
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; Python would keep the last of equal keys in silence, and run another graph than was meant."""
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise GraphError(f'"{_printable(twice)}" stands twice in one object of the workflow; remove or rename one')
+    return entries
 
 
 def parse_nodes(prompt: Mapping[str, Any], registry: Registry) -> dict[str, Node]:

@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from .runner import run
 from .validation import Graph, validate
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
+_NO_MEMORY = "not enough memory; choose a smaller size, fewer frames or smaller tiles"
+_CPU_ALLOCATOR = "DefaultCPUAllocator"  # torch has no type of its own for the CPU's memory, only this word
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -111,9 +113,15 @@ def _execute(graph: Graph, prompt: dict[str, Any] | None, debug: bool) -> int:
             shown = run(graph, prompt, announce)
     except HyVideoError as error:
         return _fail(f"{started[-1].label}: {error}", FAILED, debug)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{started[-1].label}: {place}{error.strerror or error}", FAILED, debug)
     except OUT_OF_MEMORY as error:
-        advice = "choose a smaller size, fewer frames or smaller tiles"
-        return _fail(f"{started[-1].label}: not enough memory; {advice} ({error})", FAILED, debug)
+        return _fail(f"{started[-1].label}: {_NO_MEMORY} ({error})", FAILED, debug)
+    except RuntimeError as error:
+        if _CPU_ALLOCATOR not in str(error):
+            raise
+        return _fail(f"{started[-1].label}: {_NO_MEMORY} ({error})", FAILED, debug)
     for path in _saved_files(shown):
         print(path)
     return 0
@@ -130,14 +138,18 @@ def _folders(options: argparse.Namespace) -> Folders:
 
 def _saved_files(shown: Sequence[dict[str, Any]]) -> list[Path]:
     """The files that nodes have reported to the front end."""
-    roots = {"output": output_folder(), "temp": temp_folder()}
+    # called when needed only: asking for the temporary folder makes it
+    roots: dict[str, Callable[[], Path]] = {"output": output_folder, "temp": temp_folder}
     return [
-        roots[entry["type"]] / entry["subfolder"] / entry["filename"] for ui in shown for entry in ui.get("images", ())
+        roots[entry["type"]]() / entry["subfolder"] / entry["filename"]
+        for ui in shown
+        for entry in ui.get("images", ())
     ]
 
 
 def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(message, file=sys.stderr)
+    # names from the graph are in it, and a terminal obeys control characters
+    print("".join(char if char.isprintable() or char == "\n" else "?" for char in message), file=sys.stderr)
     return code

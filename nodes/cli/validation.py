@@ -8,10 +8,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
+from pathlib import PurePath
 from typing import Any
 
 from ...hyvideo_core.errors import GraphError
 from ..host import io
+from ..host.folders import MODEL_EXTENSIONS
 from ..host.headless import why_refused
 from ..host.headless_io import InputSocket
 from .graph import Link, Node, Registry
@@ -128,6 +130,9 @@ class _NodeCheck:
                 )
 
     def _constant(self, socket: InputSocket, value: Any) -> Any:
+        if isinstance(value, str) and not _is_text(value):
+            self.problems.append(f'input "{socket.id}" is not valid text (half a character); write it as UTF-8')
+            return value
         if socket.io_type == "COMBO":
             if not self._is_checked_by_node(socket.id):
                 self.problems.extend(_choice_problems(socket, value))
@@ -168,11 +173,14 @@ def _choice_problems(socket: InputSocket, value: Any) -> Iterator[str]:
     if isinstance(value, str) and (reason := why_refused(value)):
         yield f'input "{socket.id}": {reason}'
         return
-    near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
-    guess = f"; did you mean {near[0]}?" if near else ""
+    if PurePath(str(value)).suffix.lower() in MODEL_EXTENSIONS:
+        advice = "; put the file into its folder, or name the models folder that has it there with --models-dir"
+    else:
+        near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
+        advice = f"; did you mean {near[0]}?" if near else ""
     listed = ", ".join(str(choice) for choice in choices[:_SHOWN_CHOICES]) or "nothing"
     more = f" and {len(choices) - _SHOWN_CHOICES} more" if len(choices) > _SHOWN_CHOICES else ""
-    yield f'input "{socket.id}": {value!r:.80} is not in the list; there is: {listed}{more}{guess}'
+    yield f'input "{socket.id}": {value!r:.80} is not in the list; there is: {listed}{more}{advice}'
 
 
 def _range_problems(socket: InputSocket, value: Any) -> Iterator[str]:
@@ -184,6 +192,15 @@ def _range_problems(socket: InputSocket, value: Any) -> Iterator[str]:
         yield f'input "{socket.id}" is {value}, but must be at least {low}'
     if high is not None and value > high:
         yield f'input "{socket.id}" is {value}, but must be at most {high}'
+
+
+def _is_text(value: str) -> bool:
+    """Whether all characters are whole: JSON escapes and broken terminals can bring halves, which no file can hold."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _types_fit(given: str, taken: str) -> bool:
@@ -227,5 +244,8 @@ def _cycles(nodes: Mapping[str, Node]) -> Iterator[str]:
     try:
         TopologicalSorter(_dependencies(nodes)).prepare()
     except CycleError as error:
-        around = " -> ".join(nodes[node_id].label for node_id in reversed(error.args[1]))
+        labels = [nodes[node_id].label for node_id in reversed(error.args[1])]
+        if len(labels) > _SHOWN_CHOICES:
+            labels[_SHOWN_CHOICES - 1 : -1] = [f"{len(labels) - _SHOWN_CHOICES} more"]
+        around = " -> ".join(labels)
         yield f"these nodes feed each other in a circle: {around}; remove one of the links"

@@ -17,6 +17,7 @@ PACK_ROOT = Path(__file__).resolve().parents[2]
 EMBEDDED = PACK_ROOT / "embedded"
 MODEL_EXTENSIONS = frozenset({".safetensors", ".sft", ".pt", ".pth", ".bin", ".ckpt", ".gguf"})
 INDEX_SUFFIX = ".index.json"
+LONGEST_NAME, LONGEST_PATH = 255, 1000  # bytes of one name, as most file systems allow; characters of all together
 
 TokenizerKind = Literal["llama", "clip"]
 # what a folder must hold to count as a tokenizer: any one of these sets
@@ -37,20 +38,30 @@ def contained(folder: Path, name: str) -> Path:
     The file need not exist. Both kinds of slash separate folders, so that graphs travel between systems.
 
     Raises:
-        UntrustedFileError: an absolute name, one with `..` or a NUL, or one that a link leads out of the folder.
+        UntrustedFileError: an absolute name, one with `..` or a NUL, one that no file can have, or one that a link
+            leads out of the folder.
     """
     relative = PurePosixPath(name.replace("\\", "/"))
     if relative.is_absolute() or PureWindowsPath(name).drive:
         raise UntrustedFileError(f'"{name}" is an absolute path; give a name relative to the folder that is meant')
     if not name or "\0" in name or ".." in relative.parts:
         raise UntrustedFileError(f'"{name}" is not a plain name; give one that stays in its folder, without ".."')
-    target = (folder / relative).resolve()
-    if not target.is_relative_to(folder.resolve()):
+    if any(len(part.encode(errors="replace")) > LONGEST_NAME for part in relative.parts) or len(name) > LONGEST_PATH:
+        raise UntrustedFileError(f'"{name[:40]}..." is too long for the name of a file; shorten it')
+    if not _stays_in(folder, folder / relative):
         raise UntrustedFileError(
             f'"{name}" leads through a link out of its folder; move the file into the folder, or add the '
             "folder that holds it to the model folders (extra_model_paths.yaml in ComfyUI, --models-dir here)"
         )
     return folder / relative
+
+
+def _stays_in(folder: Path, path: Path) -> bool:
+    """Whether a path lies in a folder after every link is followed; links in a circle lead nowhere."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # RuntimeError: a circle, before Python 3.13
+        return False
 
 
 def list_models(folders: Sequence[Path], known: Sequence[str] = ()) -> list[str]:
@@ -112,7 +123,7 @@ def _entries(folder: Path, known: Sequence[str]) -> Iterator[str]:
             if path.suffix.lower() not in MODEL_EXTENSIONS or is_shard(path):
                 continue
             listed_name = path.relative_to(folder).as_posix()
-            if not path.is_symlink() or path.resolve().is_relative_to(folder.resolve()):
+            if not path.is_symlink() or _stays_in(folder, path):
                 yield listed_name
             elif listed_name not in known:
                 _warn_of_link(path)

@@ -156,9 +156,8 @@ def why_refused(name: str) -> str | None:
 
 
 def host_tokenizers(kind: TokenizerKind) -> list[Path]:
-    """Folders with tokenizer files: under the user's text encoders, then those that ComfyUI ships."""
-    root = comfyui_root()
-    shipped = [root / HOST_TOKENIZERS[kind]] if root else []
+    """Folders with tokenizer files: under the user's text encoders, then those that ComfyUI ships beside its models."""
+    shipped = [root.parent / HOST_TOKENIZERS[kind] for root in _current().models]
     return tokenizer_folders(kind, [*_user_model_folders("text_encoders"), *shipped])
 
 

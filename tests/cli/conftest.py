@@ -63,7 +63,7 @@ class ToyPass(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        modes = ["pass", "shape", "interrupt", "ctrl-c", "memory", "bug"]
+        modes = ["pass", "shape", "interrupt", "ctrl-c", "memory", "cpu-memory", "disk", "bug"]
         return io.Schema(
             node_id="ToyPass",
             display_name="Toy Pass",
@@ -79,6 +79,8 @@ class ToyPass(io.ComfyNode):
             "interrupt": headless.Interrupted(),
             "ctrl-c": KeyboardInterrupt(),
             "memory": torch.OutOfMemoryError("4 GiB wanted"),
+            "cpu-memory": RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"),
+            "disk": OSError(28, "No space left on device", "clip.mp4"),
             "bug": RuntimeError("a mistake of ours"),
         }
         if mode in failures:

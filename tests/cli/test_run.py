@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import subprocess
 import sys
 import weakref
@@ -20,6 +21,8 @@ from hyvideo_nodes.nodes.cli.validation import validate
 from hyvideo_nodes.nodes.host import headless, io
 
 ROOT = Path(__file__).resolve().parents[2]
+main_module = sys.modules[main.__module__]
+REGISTRY = main_module.registry
 
 
 def test_writes_the_video_and_prints_where(saving: Any, run_cli: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,9 +88,20 @@ def test_debug_shows_the_traceback(saving: Any, run_cli: Any, capsys: pytest.Cap
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_out_of_memory_gives_advice(saving: Any, run_cli: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_cli(_through_pass(saving, "memory")) == 1
+@pytest.mark.parametrize("kind", ["memory", "cpu-memory"])
+def test_out_of_memory_gives_advice(saving: Any, run_cli: Any, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli(_through_pass(saving, kind)) == 1
     assert "not enough memory; choose a smaller size" in capsys.readouterr().err
+
+
+def test_what_the_system_refuses_is_one_message(saving: Any, run_cli: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli(_through_pass(saving, "disk")) == 1
+    assert 'node 4 "Careful" (ToyPass): clip.mp4: No space left on device' in capsys.readouterr().err
+
+
+def test_no_temporary_folder_is_made_in_vain(saving: Any, run_cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main_module, "temp_folder", lambda: pytest.fail("a temporary folder was made"))
+    assert run_cli(saving) == 0
 
 
 @pytest.mark.parametrize("kind", ["interrupt", "ctrl-c"])
@@ -171,6 +185,16 @@ def test_front_door_opens_from_any_folder(folder: str) -> None:
     assert "--set" in finished.stdout
 
 
+def test_front_door_names_the_package_that_its_python_lacks(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('none', name='torch')")
+    arguments = [sys.executable, str(ROOT), "run", "--help"]
+    variables = os.environ | {"PYTHONPATH": str(tmp_path)}
+    finished = subprocess.run(arguments, env=variables, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 1
+    assert f"{sys.executable} has no package torch. Run this with" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
 def _through_pass(graph: dict[str, Any], mode: str) -> dict[str, Any]:
     graph["4"] = {
         "class_type": "ToyPass",
@@ -202,3 +226,24 @@ def test_a_real_graph_is_checked_with_the_real_nodes(tmp_path: Path) -> None:
     assert finished.returncode == 2
     assert 'node 1 "HunyuanVideo Empty Latent" (HYVEmptyLatent): input "batch_size" is 0' in finished.stderr
     assert 'node 2 "HunyuanVideo Load VAE" (HYVLoadVAE): input "vae": "../x.pt" is not a plain name' in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("5.width=500", "width 500: sizes must be multiples of 16 pixels; use 496 or 512"),
+        ("5.height=8", "height 8"),
+        ("5.length=32", "length 32"),
+        ("5.width=99999984", "at most 16384"),
+        ("7.overlap=256", "overlap 256: expected 0 or more and less than tile_size 256"),
+        ("7.temporal_overlap=-1", "temporal_overlap -1"),
+    ],
+)
+def test_sizes_and_tiles_are_refused_before_anything_runs(
+    setting: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(main_module, "registry", REGISTRY)
+    assert main(["run", str(ROOT / "workflows" / "api" / "embedded_t2v.json"), "--set", setting]) == 2
+    message = capsys.readouterr().err
+    assert f"node {setting[0]} " in message
+    assert words in message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,11 @@ def test_circle_names_its_nodes(saving: Any, refused: Any) -> None:
         ("colour", "../../etc/passwd", 'without ".."'),
         ("colour", "/etc/passwd", "absolute"),
         ("colour", "C:\\secret.safetensors", "absolute"),
+        ("colour", "a" * 5000, "too long"),
+        ("colour", "a/" * 5000 + "b", "too long"),
+        ("colour", "big.safetensors", "put the file into its folder"),
+        ("colour", "\ud800", "not valid text"),
+        ("note", "half \ud800", "not valid text"),
     ],
 )
 def test_bad_value(saving: Any, refused: Any, name: str, value: Any, expected: str) -> None:
@@ -98,6 +104,17 @@ def test_bad_value(saving: Any, refused: Any, name: str, value: Any, expected: s
     message = refused(saving)
     assert expected in message
     assert f'"{name}"' in message
+
+
+def test_circle_of_many_is_told_in_short(saving: Any, refused: Any) -> None:
+    for i in range(100, 600):
+        before = i - 1 if i > 100 else 599
+        saving[str(i)] = {"class_type": "ToyPass", "inputs": {"image": [str(before), 0], "mode": "pass"}}
+    saving["2"]["inputs"]["images"] = ["599", 0]
+    message = refused(saving)
+    assert "circle" in message
+    assert "489 more" in message
+    assert len(message) < 1000
 
 
 def test_all_problems_come_together(saving: Any, refused: Any) -> None:
@@ -133,15 +150,45 @@ def test_broken_json_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("once", "twice", "name"),
+    [('"note": "x"', '"note": "x", "note": "y"', "note"), ('"1": {', '"1": {"inputs": {}}, "1": {', "1")],
+)
+def test_what_stands_twice_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], once: str, twice: str, name: str
+) -> None:
+    text = '{"1": {"class_type": "ToyFrames", "inputs": {"note": "x"}}}'
+    path = tmp_path / "twice.json"
+    path.write_text(text.replace(once, twice))
+    assert main(["run", str(path)]) == 2
+    assert f'"{name}" stands twice' in capsys.readouterr().err
+
+
 def test_missing_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(tmp_path / "none.json")]) == 2
     assert "cannot read" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("prefix", ["../x", "/tmp/x", "a/../../x", "C:\\x", "..\\x", "", "a\0b"])
+@pytest.mark.parametrize("prefix", ["../x", "/tmp/x", "a/../../x", "C:\\x", "..\\x", "", "a\0b", "\ud800", "a" * 240])
 def test_output_prefix_stays_in_its_folder(saving: Any, refused: Any, prefix: str) -> None:
     saving["3"]["inputs"]["filename_prefix"] = prefix
     assert 'node 3 "Write it" (SaveVideo)' in refused(saving)
+
+
+def test_output_that_is_no_folder(saving: Any, refused: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for folder in ("file", "file/sub"):
+        message = refused(saving, "--output-dir", folder)
+        assert f'node 3 "Write it" (SaveVideo): nothing can be written into {tmp_path / "file"}' in message
+
+
+def test_output_that_may_not_be_written(saving: Any, refused: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "locked"
+    folder.mkdir()
+    folder.chmod(0o500)
+    if os.access(folder, os.W_OK):
+        pytest.skip("nothing is locked to this user")
+    assert "nothing can be written into" in refused(saving, "--output-dir", str(folder / "sub"))
 
 
 def test_output_prefix_through_a_link(saving: Any, refused: Any, tmp_path: Path) -> None:
@@ -151,7 +198,7 @@ def test_output_prefix_through_a_link(saving: Any, refused: Any, tmp_path: Path)
     assert "leads through a link" in refused(saving)
 
 
-@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "none.png", ""])
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "none.png", "", "a" * 300])
 def test_input_image_stays_in_its_folder(saving: Any, refused: Any, tmp_path: Path, name: str) -> None:
     (tmp_path / "secret.png").write_bytes(b"")
     saving["1"] = {"class_type": "LoadImage", "inputs": {"image": name}}
@@ -163,6 +210,16 @@ def test_input_image_through_a_link(saving: Any, refused: Any, tmp_path: Path) -
     _link(tmp_path / "input" / "cat.png", tmp_path / "secret.png")
     saving["1"] = {"class_type": "LoadImage", "inputs": {"image": "cat.png"}}
     assert "leads through a link" in refused(saving)
+
+
+def test_links_in_a_circle_lead_nowhere(saving: Any, refused: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "models" / "upscale_models"
+    folder.mkdir(parents=True)
+    _link(folder / "round.pth", folder / "round.pth")
+    saving["4"] = {"class_type": "UpscaleModelLoader", "inputs": {"model_name": "round.pth"}}
+    saving["5"] = {"class_type": "ImageUpscaleWithModel", "inputs": {"upscale_model": ["4", 0], "image": ["1", 0]}}
+    saving["2"]["inputs"]["images"] = ["5", 0]
+    assert "node 4" in refused(saving, "--models-dir", str(tmp_path / "models"))
 
 
 def test_model_through_a_link(saving: Any, refused: Any, tmp_path: Path) -> None:
@@ -207,6 +264,8 @@ def test_messages_hold_no_control_characters(saving: Any, refused: Any) -> None:
     message = refused(saving)
     assert "\x1b" not in message
     assert "red?node 3" in message
+    saving["1"]["inputs"] |= {"count": 1, "colour": "../\x1b[31m"}
+    assert "\x1b" not in refused(saving)
 
 
 def test_nodes_that_nothing_needs_are_not_checked(saving: Any, run_cli: Any) -> None:

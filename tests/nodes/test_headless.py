@@ -60,6 +60,10 @@ def test_models_of_comfyui_are_found_from_custom_nodes(tmp_path: Path, monkeypat
     assert Folders().models == (tmp_path / "models",)
     assert headless.host_tokenizers("clip") == [shipped]
     monkeypatch.setattr(headless, "PACK_ROOT", tmp_path / "elsewhere" / "hyvideo-nodes")
+    headless.use_folders(Folders(models=(tmp_path / "models",)))
+    assert headless.host_tokenizers("clip") == [shipped]
+    headless.use_folders(Folders())
+    monkeypatch.setattr(headless, "PACK_ROOT", tmp_path / "elsewhere" / "hyvideo-nodes")
     assert Folders().models == ()
     assert headless.host_tokenizers("clip") == []
 
