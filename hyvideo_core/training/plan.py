@@ -46,8 +46,8 @@ STANDARD = Plan(
     language=Schedule(steps=350, learning_rate=3e-3, warmup=20, average_decay=0.99, seed=3),
     decoder=Schedule(steps=13_000, learning_rate=8e-4, warmup=100, seed=1, evaluate_every=100),
     encoder=Schedule(steps=1500, learning_rate=8e-4, warmup=100, seed=5, evaluate_every=100),
-    transformer=Schedule(steps=5300, learning_rate=1.5e-3, seed=4, save_every=100, evaluate_every=100),
-    distilled=Schedule(steps=400, learning_rate=4e-4, seed=6, save_every=100, evaluate_every=100),
+    transformer=Schedule(steps=4700, learning_rate=1.5e-3, seed=4, save_every=100, evaluate_every=100),
+    distilled=Schedule(steps=300, learning_rate=4e-4, seed=6, save_every=100, evaluate_every=100),
     batch=48,
     shown=16,
 )
