@@ -92,7 +92,8 @@ def save_contact_sheet(clips: Sequence[tuple[str, Tensor]], path: Path, *, frame
 
 def _strip(caption: str, video: Tensor, frames: int) -> Image.Image:
     chosen = torch.linspace(0, video.shape[1] - 1, frames).round().long()
-    row = torch.cat([video[:, index] for index in chosen.tolist()], dim=2)
+    between = video.new_zeros(3, video.shape[2], 1)  # a gray line, or two frames look like one
+    row = torch.cat([part for index in chosen.tolist() for part in (video[:, index], between)], dim=2)
     pixels = ((row.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
     picture = Image.fromarray(pixels)
     picture = picture.resize((picture.width * ENLARGE, picture.height * ENLARGE), Image.Resampling.NEAREST)

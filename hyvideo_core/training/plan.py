@@ -51,7 +51,7 @@ STANDARD = Plan(
     batch=48,
     shown=16,
 )
-"""About two core-hours: an hour on two cores, with the two chains of stages side by side."""
+"""About 100 minutes of one idle core; an hour on two, with the two chains of stages side by side."""
 
 QUICK = Plan(
     codec_clips=8,
