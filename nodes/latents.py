@@ -63,11 +63,15 @@ class _TiledNode(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, tile_size: int = 0, overlap: int = 0, temporal_size: int = 0, temporal_overlap: int = 0
+        cls,
+        tile_size: int | None = None,
+        overlap: int | None = None,
+        temporal_size: int | None = None,
+        temporal_overlap: int | None = None,
     ) -> bool | str:
-        """Refuses tiles before anything runs; what is linked is checked when it is known."""
+        """Refuses tiles before anything runs; what is linked is None, and checked when it is known."""
         try:
-            widget_tiling(tile_size, overlap, temporal_size, temporal_overlap)
+            widget_tiling(tile_size or 0, overlap or 0, temporal_size or 0, temporal_overlap or 0)
         except OptionError as error:
             return str(error)
         return True
@@ -102,10 +106,14 @@ class HYVEmptyLatent(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, width: int = SIZE_STEP, height: int = SIZE_STEP, length: int = 1) -> bool | str:
-        """Refuses a size before anything runs; what is linked is checked when it is known."""
+    def validate_inputs(
+        cls, width: int | None = None, height: int | None = None, length: int | None = None
+    ) -> bool | str:
+        """Refuses a size before anything runs; what is linked is None, and checked when it is known."""
+        width, height = (SIZE_STEP if side is None else side for side in (width, height))
+        length = 1 if length is None else length
         if max(width, height, length - 1) > MAX_SIDE:
-            return f"{width} x {height}, {length} frames: a side has at most {MAX_SIDE} pixels; choose a smaller size"
+            return f"{width} x {height}, {length} frames: expected at most {MAX_SIDE} of each; choose a smaller size"
         try:
             VideoShape(frames=length, height=height, width=width)
         except ShapeError as error:

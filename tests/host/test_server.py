@@ -262,7 +262,7 @@ def test_freed_models_leave_memory_and_load_again(server, frames, reference):
     ("changes", "words"),
     [
         ({"latent": {"length": 32}}, "32"),
-        ({"latent": {"width": 500}}, "500"),
+        ({"latent": {"width": 500}}, "width 500: sizes must be multiples of 16"),
         ({"model": {"model": "wrong.safetensors"}}, "VAE"),
         ({"vae": {"vae": "broken.safetensors"}}, "broken.safetensors"),
         ({"encoders": {"clip": "tiny_llama.safetensors"}}, "CLIP"),
@@ -273,6 +273,26 @@ def test_bad_input_is_refused_in_our_words(server, changes, words):
     assert outcome["status"] in ("error", "refused")
     assert words in json.dumps(outcome["error"])
     assert "sampler" not in outcome["progress"]
+
+
+def test_tiles_that_cannot_be_are_refused_before_anything_runs(server):
+    graph = decoded()
+    graph["decode"]["inputs"]["overlap"] = 256
+    outcome = server.run(saved(graph, "decode", "never"))
+    assert outcome["status"] == "refused"
+    assert "overlap 256: expected 0 or more and less than tile_size 256" in json.dumps(outcome["error"])
+
+
+def test_sizes_and_tiles_may_come_through_links(server, frames, reference):
+    sizes = {"width": ["wide", 0], "height": ["high", 0]}
+    graph = decoded(latent=sizes) | {"wide": node("PrimitiveInt", value=32), "high": node("PrimitiveInt", value=48)}
+    graph["tile"] = node("PrimitiveInt", value=TILES["tile_size"])
+    graph["decode"]["inputs"]["tile_size"] = ["tile", 0]
+    assert np.array_equal(frames(graph, "decode"), reference)
+    graph["wide"]["inputs"]["value"] = 500
+    outcome = server.run(saved(graph, "decode", "never"))
+    assert outcome["status"] == "error"
+    assert "width 500" in json.dumps(outcome["error"])
 
 
 def test_a_model_that_the_user_linked_is_listed_and_works(server, frames, reference):
