@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..attention import AttentionBackend
 from ..config import TransformerConfig
-from .elementwise import Modulation, Rope, gated_residual, modulated_norm, rms_norm, rotate
+from .elementwise import Modulation, Rope, gated_residual, modulated_norm, rms_norm, rotate_image
 from .linear import Linear
 from .modulation import DoubleModulation, ModulationProjection
 
@@ -82,8 +82,8 @@ class DoubleStreamBlock(nn.Module):
         """Image [B, L_img, D] and text [B, L_txt, D] to the same; both may be written to when grad is off."""
         shift, scale, img_gate = modulation.img_attn
         img_q, img_k, img_v = split_heads(self.img_attn_qkv(modulated_norm(img, shift, scale)), self.num_heads)
-        img_q = rotate(self.img_attn_q_norm(img_q), rope)
-        img_k = rotate(self.img_attn_k_norm(img_k), rope)
+        img_q = rotate_image(self.img_attn_q_norm(img_q), rope)
+        img_k = rotate_image(self.img_attn_k_norm(img_k), rope)
 
         shift, scale, txt_gate = modulation.txt_attn
         txt_q, txt_k, txt_v = split_heads(self.txt_attn_qkv(modulated_norm(txt, shift, scale)), self.num_heads)
@@ -129,17 +129,7 @@ class SingleStreamBlock(nn.Module):
         """Image then text tokens [B, L, D] to the same; x may be written to when grad is off."""
         normed = modulated_norm(x, modulation.shift, modulation.scale).to(x.dtype)
         q, k, v = split_heads(self.linear1(normed, rows=self.qkv_rows), self.num_heads)
-        q, k = _rotate_image(self.q_norm(q), rope), _rotate_image(self.k_norm(k), rope)
+        q, k = rotate_image(self.q_norm(q), rope), rotate_image(self.k_norm(k), rope)
         attended = attention(q, k, v).flatten(2)
         inner = gelu_tanh(self.linear1(normed, rows=self.mlp_rows))
         return gated_residual(x, self.linear2(torch.cat((attended, inner), dim=-1)), modulation.gate)
-
-
-def _rotate_image(x: Tensor, rope: Rope) -> Tensor:
-    """Rotates the leading image tokens of a joint sequence and leaves the text alone."""
-    num_image = rope.cos.shape[0]
-    rotated = rotate(x[:, :num_image], rope)
-    if torch.is_grad_enabled():
-        return torch.cat((rotated, x[:, num_image:]), dim=1)
-    x[:, :num_image] = rotated
-    return x

@@ -30,10 +30,12 @@ def rope_table(
         cos and sin, each [frames * rows * columns, head size / 2] float32.
     Source: Kong et al. 2024, sec. 4.2.
     """
-    angles = []
+    tables = []
     for dim, (length, size) in enumerate(zip(grid, axes, strict=True)):
+        angles = axis_angles(length, size, theta, device)
         shape = [1, 1, 1, size // 2]
         shape[dim] = length
-        angles.append(axis_angles(length, size, theta, device).reshape(shape).expand(*grid, -1))
-    flat = torch.cat(angles, dim=-1).flatten(0, 2)
-    return Rope(flat.cos(), flat.sin())
+        # cosines of one axis are few; the whole table only repeats them
+        tables.append([table.reshape(shape).expand(*grid, -1) for table in (angles.cos(), angles.sin())])
+    cos, sin = (torch.cat(parts, dim=-1).flatten(0, 2) for parts in zip(*tables, strict=True))
+    return Rope(cos, sin)

@@ -225,14 +225,14 @@ def test_rope_tables_match_the_reference(golden_dir):
 
 
 def test_rotation_matches_the_reference(golden_dir):
-    from hyvideo_nodes.hyvideo_core.model.elementwise import rotate
+    from hyvideo_nodes.hyvideo_core.model.elementwise import rotate_image
 
     path = golden_dir / "rope.safetensors"
     case = load_file(path)
     grid = tuple(int(part) for part in golden_meta(path)["apply_grid"].split("x"))
     rope = rope_table(grid, (16, 56, 56), 256.0)
     for name in ("q", "k"):
-        assert (rotate(case[f"apply.{name}_in"], rope) - case[f"apply.{name}_out"]).abs().max() <= 1e-5
+        assert (rotate_image(case[f"apply.{name}_in"], rope) - case[f"apply.{name}_out"]).abs().max() <= 1e-5
 
 
 def test_head_norm_matches_the_reference(golden_dir):
