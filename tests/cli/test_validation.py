@@ -182,13 +182,16 @@ def test_output_that_is_no_folder(saving: Any, refused: Any, tmp_path: Path) -> 
         assert f'node 3 "Write it" (SaveVideo): nothing can be written into {tmp_path / "file"}' in message
 
 
-def test_output_that_may_not_be_written(saving: Any, refused: Any, tmp_path: Path) -> None:
-    folder = tmp_path / "locked"
-    folder.mkdir()
-    folder.chmod(0o500)
-    if os.access(folder, os.W_OK):
-        pytest.skip("nothing is locked to this user")
-    assert "nothing can be written into" in refused(saving, "--output-dir", str(folder / "sub"))
+def test_output_that_may_not_be_written(
+    saving: Any, refused: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    # root may write everywhere, so the folder's mode alone would test nothing there
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: Path(path).exists() and not (path == locked and mode & os.W_OK)
+    )
+    assert f"nothing can be written into {locked}" in refused(saving, "--output-dir", str(locked / "sub"))
 
 
 def test_output_prefix_through_a_link(saving: Any, refused: Any, tmp_path: Path) -> None:
