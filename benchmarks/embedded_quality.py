@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--files", type=Path, default=EMBEDDED, help="a folder of model folders")
     parser.add_argument("--prompts", type=int, default=200, help="of each half")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--sheet", type=Path, help="a PNG of the first prompts of each half")
+    parser.add_argument("--sheet", type=Path, help="a .png or .jpg of the first prompts of each half")
     options = parser.parse_args()
     torch.set_num_threads(min(2, os.cpu_count() or 1))
     figures = judge(EmbeddedFiles(options.files), options.prompts, steps=options.steps, sheet=options.sheet)

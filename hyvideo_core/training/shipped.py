@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,8 +32,6 @@ from .autoencoder import held_out_clips
 from .export import EmbeddedFiles
 from .inspection import judged_scenes, measure, save_contact_sheet
 from .objectives import psnr
-
-logger = logging.getLogger(__name__)
 
 HOME = VideoShape(frames=17, height=64, width=64)
 
@@ -113,22 +108,3 @@ def judge(
     if sheet is not None:
         save_contact_sheet(shown, sheet)
     return figures
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line of the judge."""
-    parser = argparse.ArgumentParser(prog="shipped", description="Score the embedded model's files.")
-    parser.add_argument("--files", type=Path, default=Path(__file__).resolve().parents[2] / "embedded")
-    parser.add_argument("--prompts", type=int, default=48, help="of seen triples, and as many of held-out ones")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--sheet", type=Path, help="where to put a contact sheet (.png)")
-    options = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    figures = judge(EmbeddedFiles(options.files), options.prompts, steps=options.steps, sheet=options.sheet)
-    for name, value in figures.items():
-        logger.info("%-24s %.2f", name, value)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
