@@ -148,6 +148,21 @@ def test_each_encoder_refuses_the_other_by_name(manifest_dir):
 
 
 FOREIGN = {
+    "Wan without norms": (
+        {
+            "patch_embedding.weight": ([1536, 16, 1, 2, 2], "bfloat16"),
+            "blocks.0.self_attn.q.weight": ([1536, 1536], "bfloat16"),
+        },
+        "Wan",
+    ),
+    "Flux": ({"double_blocks.0.img_attn.qkv.weight": ([9216, 3072], "bfloat16")}, "Flux"),
+    "SDXL in parts": (
+        {
+            "model.diffusion_model.middle_block.1.proj_in.weight": ([1280, 1280], "float16"),
+            "first_stage_model.decoder.conv_in.weight": ([512, 4, 3, 3], "float16"),
+        },
+        "Stable Diffusion",
+    ),
     "SDXL": ({"model.diffusion_model.label_emb.0.0.weight": ([1280, 2816], "float16")}, "SDXL"),
     "Wan in diffusers' layout": (
         {"condition_embedder.text_embedder.linear_1.weight": ([5120, 4096], "bfloat16")},
