@@ -73,6 +73,7 @@ def test_latents_that_do_not_fit_are_refused_with_numbers(shape: tuple[int, ...]
 
 
 @pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 0.1), (torch.float16, 0.02)])
+@pytest.mark.skipif(torch.__version__.startswith("2.5."), reason="PyTorch 2.5 has no float16 padding on the CPU")
 def test_half_precision_stays_close_and_keeps_its_dtype(dtype: torch.dtype, error: float) -> None:
     vae, latents = VideoAutoencoder(TINY), torch.randn(1, 3, 2, 2, 3)
     with torch.no_grad():
