@@ -13,10 +13,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import hypothesis  # noqa: E402
 import torch  # noqa: E402
 
 # models of tests are too small to gain from threads, and waiting threads slow a busy machine down
 torch.set_num_threads(1)
+# how long an example takes says something of the machine, not of the code
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)
