@@ -1,4 +1,4 @@
-"""Looking at what a model in training makes: samples, contact sheets, and scores by the pixel checker."""
+"""Looking at what a model in training makes: samples, contact sheets, and scores by the judge."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from ..sampling.denoise import denoise
 from ..sampling.noise import make_noise
 from ..sampling.sigmas import flow_sigmas
 from .captions import plain_caption
-from .checker import score
+from .judge import score
 from .objectives import TextCondition, guided_velocity, velocity
 from .scenes import LOW_CONTRAST, Scene, SceneMix, sample_scene
 
 CAPTION_HEIGHT = 12
 ENLARGE = 2
+ONE_OBJECT = SceneMix(moving_camera=0.0)  # and a resting camera
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,14 +54,16 @@ class Sampler:
         return denoise(flow, noise, flow_sigmas(self.steps, self.shift))
 
 
-def judged_scenes(count: int, *, held_out: bool = False, first_seed: int = 10_000_000) -> list[Scene]:
-    """One-object scenes with a resting camera and enough contrast to be judged."""
-    mix, seed = SceneMix(moving_camera=0.0), first_seed
+def judged_scenes(
+    count: int, *, mix: SceneMix = ONE_OBJECT, held_out: bool = False, first_seed: int = 10_000_000
+) -> list[Scene]:
+    """Scenes of a mix, plain ones unless told, whose objects all have enough contrast to be judged."""
+    seed = first_seed
     scenes: list[Scene] = []
     while len(scenes) < count:
         scene = sample_scene(seed, mix, held_out=held_out)
         seed += 1
-        if (scene.things[0].colour, scene.background) not in LOW_CONTRAST:
+        if all((thing.colour, scene.background) not in LOW_CONTRAST for thing in scene.things):
             scenes.append(scene)
     return scenes
 
