@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "alias"))
 
 import torch
 from hyvideo_nodes.hyvideo_core.training.export import EmbeddedFiles
-from hyvideo_nodes.hyvideo_core.training.shipped import judge
+from hyvideo_nodes.hyvideo_core.training.shipped import quality_figures
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "embedded"
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="a .png or .jpg of the first prompts of each half")
     options = parser.parse_args()
     torch.set_num_threads(min(2, os.cpu_count() or 1))
-    figures = judge(EmbeddedFiles(options.files), options.prompts, steps=options.steps, sheet=options.sheet)
+    figures = quality_figures(EmbeddedFiles(options.files), options.prompts, steps=options.steps, sheet=options.sheet)
     for name, value in figures.items():
         print(f"{name:<24} {value:.1f} dB" if "PSNR" in name else f"{name:<24} {value:.1%}")
 

@@ -15,11 +15,11 @@ from torch import Tensor
 
 SPANS = 2  # a pair is half a clip apart: the longest over which no pan moves the pattern by half its period
 BLUR = 6 / 64  # of the frame: less than the pattern's structure, more than the grain of a decoder
-HALO = 3 / 64  # of the frame, around each object: blended pixels are no background
+HALO = 6 / 64  # of the frame, across: what a decoder blends and rings around an object is no background
 MAX_PAN, MAX_ZOOM = 0.46, 2.2  # over the whole clip
 MIN_PAN, MIN_ZOOM = 0.1, 1.2  # less is a resting camera
 STEPS = 16  # candidates on each side of a resting camera
-MIN_GAIN = 0.15  # of likeness over the resting camera: less is noise on a background without a pattern
+MIN_GAIN = 0.08  # of likeness over the resting camera: less is noise on a background without a pattern
 FLAT = 4e-5  # variance of brightness, 0..1, that tells nothing
 
 
@@ -84,7 +84,7 @@ def _likeness(ground: Tensor, weight: Tensor, gap: int, share: float, camera: Ca
     height, width = ground.shape[2:]
     shift, zoom = 2 * camera.shift * share * min(height, width) / width, camera.zoom**share
     theta = torch.tensor([[1 / zoom, 0.0, -shift / zoom], [0.0, 1 / zoom, 0.0]])
-    grid = F.affine_grid(theta.expand(len(ground) - gap, 2, 3), (len(ground) - gap, 1, height, width), False)
+    grid = F.affine_grid(theta.expand(len(ground) - gap, 2, 3), [len(ground) - gap, 1, height, width], False)
     moved = F.grid_sample(ground[:-gap], grid, padding_mode="border", align_corners=False)
     both = F.grid_sample(weight[:-gap], grid, align_corners=False) * weight[gap:]
     size = both.sum(dim=(1, 2, 3), keepdim=True).clamp_min(1e-3)

@@ -17,7 +17,8 @@ from .drawing import background_rgb, object_rgb, shape_distance
 from .scenes import BACKGROUNDS, HUES, SHAPES, Scene
 
 MIN_AREA = 0.008  # of the frame: fewer pixels of a colour are speckle
-MIN_OVERLAP = 0.3  # with the best-fitting shape: less is a rim of blended pixels around another object
+MIN_CORE = 0.003  # of the frame, a pixel inside the outline: a rim of blended pixels has no inside
+MIN_OVERLAP = 0.3  # with the best-fitting shape: less is no object
 OFF_BACKGROUND = 0.06  # squared RGB distance from which a pixel is not background
 PURE = 0.15  # RGB distance within which a pixel is sure of its colour and speaks for its neighbours
 COVERED = 0.5  # of a pixel by an object whose pixel it is
@@ -60,8 +61,9 @@ def inspect(video: Tensor) -> Report:
     is_object = (video - ground.view(3, 1, 1, 1)).square().sum(dim=0) > OFF_BACKGROUND
     camera = find_camera(video, is_object)
     masks = _colour_masks(video, ground, is_object)
-    areas = {colour: float(mask.flatten(1).float().mean(dim=1).median()) for colour, mask in masks.items()}
-    seen = sorted((colour for colour, area in areas.items() if area >= MIN_AREA), key=lambda colour: -areas[colour])
+    areas = {colour: _area(mask) for colour, mask in masks.items()}
+    seen = [colour for colour, mask in masks.items() if areas[colour] >= MIN_AREA and _area(_core(mask)) >= MIN_CORE]
+    seen.sort(key=lambda colour: -areas[colour])
     sightings = (_sighting(colour, masks[colour], camera) for colour in seen)
     kept = tuple(sighting for sighting in sightings if sighting.overlap >= MIN_OVERLAP)
     return Report(background, kept, camera.name)
@@ -96,6 +98,16 @@ def _colour_masks(video: Tensor, ground: Tensor, is_object: Tensor) -> dict[str,
     cover = (away @ wanted.T) / wanted.square().sum(dim=-1)
     is_covered = cover.gather(-1, nearest[..., None])[..., 0] > COVERED
     return {colour: is_object & is_covered & (nearest == index) for index, colour in enumerate(HUES)}
+
+
+def _area(mask: Tensor) -> float:
+    """Share of the frame in the median frame of a mask (F, H, W)."""
+    return float(mask.flatten(1).float().mean(dim=1).median())
+
+
+def _core(mask: Tensor) -> Tensor:
+    """The pixels (F, H, W) all of whose neighbours belong to the mask too."""
+    return F.max_pool2d((~mask)[:, None].float(), 3, stride=1, padding=1)[:, 0] == 0
 
 
 def _sighting(colour: str, mask: Tensor, camera: CameraMotion) -> Sighting:

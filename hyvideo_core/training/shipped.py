@@ -1,4 +1,4 @@
-"""The model as it ships: its files through the loaders and the sampler that users have, judged by the pixel checker."""
+"""The model as it ships: its files through the loaders and the sampler that users have, judged by their pixels."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class ShippedModel:
         return torch.cat([self.vae.decode(self.vae.encode(clip[None]).chunk(2, dim=1)[0]) for clip in clips])
 
 
-def judge(
+def quality_figures(
     files: EmbeddedFiles, prompts: int, *, steps: int, clips: int = 16, sheet: Path | None = None
 ) -> dict[str, float]:
     """Shares of prompts that the shipped files get right, by attribute, and the autoencoder's PSNR.

@@ -25,7 +25,7 @@ from hyvideo_nodes.hyvideo_core.training.clips import ClipSet
 from hyvideo_nodes.hyvideo_core.training.embedded import STAGES, train_embedded
 from hyvideo_nodes.hyvideo_core.training.export import EmbeddedFiles
 from hyvideo_nodes.hyvideo_core.training.plan import QUICK
-from hyvideo_nodes.hyvideo_core.training.shipped import judge
+from hyvideo_nodes.hyvideo_core.training.shipped import quality_figures
 from hyvideo_nodes.hyvideo_core.training.transformer import EMBEDDED_TRANSFORMER
 from hyvideo_nodes.hyvideo_core.training.workshop import Workshop
 
@@ -109,7 +109,7 @@ def test_a_batch_of_captions_has_one_length_and_the_data_set_survives_its_file(m
 
 
 def test_the_judge_scores_the_files(made, tmp_path):
-    figures = judge(made[0], 1, steps=2, clips=2, sheet=tmp_path / "sheet.png")
+    figures = quality_figures(made[0], 1, steps=2, clips=2, sheet=tmp_path / "sheet.png")
     assert {"seen: colour", "held out: motion", "autoencoder PSNR"} <= set(figures)
     assert (tmp_path / "sheet.png").stat().st_size > 1000
 
