@@ -83,8 +83,8 @@ def _likeness(ground: Tensor, weight: Tensor, gap: int, share: float, camera: Ca
     """Correlation of later frames with earlier ones moved as a candidate says, over what both show as background."""
     height, width = ground.shape[2:]
     shift, zoom = 2 * camera.shift * share * min(height, width) / width, camera.zoom**share
-    theta = torch.tensor([[1 / zoom, 0.0, -shift / zoom], [0.0, 1 / zoom, 0.0]])
-    grid = F.affine_grid(theta.expand(len(ground) - gap, 2, 3), [len(ground) - gap, 1, height, width], False)
+    theta = torch.tensor([[[1 / zoom, 0.0, -shift / zoom], [0.0, 1 / zoom, 0.0]]])
+    grid = F.affine_grid(theta, [1, 1, height, width], align_corners=False).expand(len(ground) - gap, -1, -1, -1)
     moved = F.grid_sample(ground[:-gap], grid, padding_mode="border", align_corners=False)
     both = F.grid_sample(weight[:-gap], grid, align_corners=False) * weight[gap:]
     size = both.sum(dim=(1, 2, 3), keepdim=True).clamp_min(1e-3)

@@ -87,7 +87,7 @@ def _colour_masks(video: Tensor, ground: Tensor, is_object: Tensor) -> dict[str,
     pixels = video.permute(1, 2, 3, 0)
     # an edge pixel is a blend with the background: compare directions away from the background, not colours
     away, wanted = pixels - ground, palette - ground
-    length = away.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+    length = away.square().sum(dim=-1, keepdim=True).sqrt().clamp_min(1e-6)
     likeness = (away / length) @ (wanted / wanted.norm(dim=-1, keepdim=True)).T
     distance = torch.cdist(pixels.reshape(-1, 3), palette).view(*pixels.shape[:3], -1)
     own = F.one_hot((distance - 0.5 * likeness).argmin(dim=-1), len(HUES)).permute(0, 3, 1, 2).float()
@@ -111,9 +111,9 @@ def _core(mask: Tensor) -> Tensor:
 
 
 def _sighting(colour: str, mask: Tensor, camera: CameraMotion) -> Sighting:
-    frames = [i for i in (0, mask.shape[0] // 2, mask.shape[0] - 1) if mask[i].any()]
-    parts = [_parts(mask[i]) for i in frames]
-    overlaps = {shape: sum(_overlap(each[0], shape) for each in parts) / len(frames) for shape in SHAPES}
+    shown = mask[mask.flatten(1).any(dim=1)]
+    parts = [_parts(shown[i]) for i in (0, len(shown) // 2, -1)]
+    overlaps = {shape: sum(_overlap(each[0], shape) for each in parts) / len(parts) for shape in SHAPES}
     shape = max(overlaps, key=lambda name: overlaps[name])
     count = sorted(len(each) for each in parts)[len(parts) // 2]
     return Sighting(colour, shape, _motion(mask, camera), overlaps[shape], count)

@@ -21,7 +21,7 @@ from hyvideo_nodes.hyvideo_core.training.scenes import (
 SIZE = {"frames": 17, "height": 64, "width": 64}
 FIRST_SEED = 700_000_000  # far from the seeds of training and of the benchmark
 MIXES = {
-    "one object": (SceneMix(moving_camera=0.0), 80),
+    "one object": (SceneMix(moving_camera=0.0), 70),
     "two objects": (SceneMix(two_objects=1.0, moving_camera=0.0), 60),
     "moving camera": (SceneMix(moving_camera=1.0), 80),
 }
@@ -68,7 +68,7 @@ def test_the_scenes_of_these_tests_show_every_value_of_every_attribute():
 
 @pytest.mark.parametrize("kind", MIXES)
 def test_a_video_run_backwards_moves_the_other_way(kind):
-    for scene in judged_scenes(10, mix=MIXES[kind][0], first_seed=FIRST_SEED + 2_000):
+    for scene in judged_scenes(8, mix=MIXES[kind][0], first_seed=FIRST_SEED + 2_000):
         report = inspect(draw(scene, **SIZE).flip(1))
         assert report.camera == OPPOSITE.get(scene.camera, scene.camera)
         seen = {sighting.colour: sighting.motion for sighting in report.sightings}
@@ -98,15 +98,15 @@ def test_motion_is_told_in_the_world_not_on_the_screen(camera, motion):
 @pytest.mark.parametrize("kind", MIXES)
 def test_the_video_of_another_scene_is_judged_wrong(kind):
     mix, _ = MIXES[kind]
-    scenes = judged_scenes(24, mix=mix, first_seed=FIRST_SEED + 4_000)
+    scenes = judged_scenes(16, mix=mix, first_seed=FIRST_SEED + 4_000)
     others = [*scenes[1:], scenes[0]]
     wrong = Counter[str]()
     for scene, other in zip(scenes, others, strict=True):
         for name, right in score(draw(other, **SIZE), scene).items():
             wrong[name] += not right
-    assert wrong["all three"] >= 22
-    assert min(wrong[name] for name in ("colour", "shape", "motion", "background")) >= 8
-    assert (wrong["camera"] >= 8) == (kind == "moving camera")
+    assert wrong["all three"] >= 15
+    assert min(wrong[name] for name in ("colour", "shape", "motion", "background")) >= 6
+    assert (wrong["camera"] >= 6) == (kind == "moving camera")
 
 
 @pytest.mark.parametrize("attribute", ["background", "camera", "colour", "shape", "motion", "count"])
@@ -143,6 +143,14 @@ def test_objects_of_one_colour_are_counted_each():
 def test_low_contrast_pairs_are_never_judged():
     scenes = judged_scenes(200, mix=MIXES["two objects"][0], first_seed=FIRST_SEED)
     assert not {(thing.colour, scene.background) for scene in scenes for thing in scene.things} & LOW_CONTRAST
+
+
+def test_an_object_missing_from_some_frames_is_still_seen():
+    scene = judged_scenes(1, first_seed=FIRST_SEED)[0]
+    clip = draw(scene, **SIZE)
+    clip[:, [0, 8, 16]] = draw(replace(scene, things=()), **SIZE)[:, [0, 8, 16]]
+    (sighting,) = inspect(clip).sightings
+    assert (sighting.colour, sighting.shape) == (scene.things[0].colour, scene.things[0].shape)
 
 
 @pytest.mark.parametrize("level", [-1.0, 0.0, 1.0])
