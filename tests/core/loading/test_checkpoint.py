@@ -13,7 +13,6 @@ from hyvideo_nodes.hyvideo_core.loading import build_transformer, detect_transfo
 from hyvideo_nodes.hyvideo_core.loading import checkpoint as checkpoint_module
 from safetensors.torch import load_file, save_file
 
-
 needs_pickles = pytest.mark.skipif(
     tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) < (2, 6),
     reason="pickles are only opened on PyTorch 2.6 or newer",
