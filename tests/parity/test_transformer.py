@@ -154,7 +154,10 @@ def test_every_stage_matches_the_reference(golden_dir):
             assert value.shape == golden.shape, name
             assert (value - golden).abs().max() <= (2e-5 if name[:6] in ("single", "final_") else 1e-5), name
             compared.add(name)
-    assert len(compared) >= 15
+    stages = {name.removeprefix("stage.") for name in case if name.startswith("stage.")}
+    # what no module of ours gives out by itself; the parts that use it are compared
+    inner = {"vec", "txt_in.pooled_mean", "double0.img_mod", "double0.txt_mod"}
+    assert compared == stages - inner
 
 
 @torch.no_grad()

@@ -47,6 +47,13 @@ def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
     return ((got - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
 
 
+def test_float32_stays_within_its_rounding(pair: Pair) -> None:
+    latents = torch.randn(2, pair.ours.config.latent_channels, 4, 2, 2)
+    video = torch.rand(2, 3, 13, 16, 16) * 2 - 1
+    assert relative(pair.ours.decode(latents), pair.theirs.decode(latents).sample) <= 5e-5
+    assert relative(pair.ours.encode(video), pair.theirs.encode(video).latent_dist.parameters) <= 5e-5
+
+
 @pytest.fixture(scope="module")
 def exact(pair: Pair) -> Pair:
     """The same pair in float64."""
