@@ -1,4 +1,4 @@
-"""The autoencoder's two halves, each trained against the linear codec's latents on its own."""
+"""The autoencoder in training: the decoder alone against the linear codec's latents, then both halves."""
 
 from __future__ import annotations
 
@@ -46,6 +46,10 @@ class Pictures:
 
     video: Tensor
     weight: Tensor
+
+    def to(self, device: torch.device) -> Pictures:
+        """The same on another device."""
+        return Pictures(self.video.to(device), self.weight.to(device))
 
 
 def draw_pictures(size: ClipSize, generator: torch.Generator) -> Pictures:
@@ -99,50 +103,71 @@ def _set_pointwise(conv: nn.Conv3d, factors: Tensor) -> None:
     conv.weight.data.copy_(torch.diag(factors)[:, :, None, None, None])
 
 
+def as_sampled(latents: Tensor, generator: torch.Generator) -> Tensor:
+    """Latents (B, C, T, H, W) with a little noise and too much contrast, as a guided sampler leaves them."""
+    amount, gain = torch.rand(2, len(latents), 1, 1, 1, 1, generator=generator)
+    noise = torch.randn(latents.shape, generator=generator)
+    return latents * (1.0 + gain * MAX_OVERSHOOT) + amount * MAX_LATENT_NOISE * noise
+
+
 @dataclass(frozen=True, slots=True)
 class DecoderTask:
-    """Latents with a little noise and too much contrast, as a guided sampler leaves them, to pixels."""
+    """Latents, as a guided sampler leaves them, to pixels."""
 
     codec: PatchCodec
 
     def loss(self, vae: VideoAutoencoder, generator: torch.Generator) -> Tensor:
         """Loss on fresh clips."""
-        pictures = draw_pictures(choose_size(generator), generator)
-        latents = self.codec.encode(pictures.video)
-        amount = torch.rand(len(latents), 1, 1, 1, 1, generator=generator) * MAX_LATENT_NOISE
-        gain = 1.0 + torch.rand(len(latents), 1, 1, 1, 1, generator=generator) * MAX_OVERSHOOT
-        latents = latents * gain + amount * torch.randn(latents.shape, generator=generator)
-        with torch.autocast("cpu", torch.bfloat16):
-            decoded = vae.decode(latents / EMBEDDED_VAE.scaling_factor)
-        return reconstruction_loss(decoded, pictures.video, pictures.weight)
+        device, pictures = _device_of(vae), draw_pictures(choose_size(generator), generator)
+        latents = as_sampled(self.codec.encode(pictures.video), generator)
+        return decoding_loss(vae, latents.to(device), pictures.to(device))
 
     def evaluate(self, vae: VideoAutoencoder, clips: Tensor) -> dict[str, float]:
         """PSNR of clips (B, 3, F, H, W) from the codec's latents."""
-        decoded = vae.decode(self.codec.encode(clips) / EMBEDDED_VAE.scaling_factor)
-        return {"psnr": psnr(decoded.float(), clips)}
+        latents = self.codec.encode(clips).to(_device_of(vae))
+        return {"psnr": psnr(vae.decode(latents / EMBEDDED_VAE.scaling_factor).float().cpu(), clips)}
 
 
 @dataclass(frozen=True, slots=True)
-class EncoderTask:
-    """Pixels to the codec's latents."""
+class AutoencoderTask:
+    """There and back: pixels to the codec's latents, and half of the time from there, else as sampled, to pixels.
+
+    The encoder may leave the codec's latents by as little as helps the decoder, which linear components do not know.
+    """
 
     codec: PatchCodec
 
     def loss(self, vae: VideoAutoencoder, generator: torch.Generator) -> Tensor:
-        """Loss on fresh clips, in units of the scaled latents."""
+        """Loss on fresh clips: of the latents, in scaled units, and of the pixels."""
+        device = _device_of(vae)
         pictures = draw_pictures(choose_size(generator), generator)
-        with torch.autocast("cpu", torch.bfloat16):
-            moments = vae.encode(pictures.video)
-        factor = torch.ones(moments.shape[1])
-        factor[: len(factor) // 2] = EMBEDDED_VAE.scaling_factor
-        return latent_likelihood(moments * factor.view(-1, 1, 1, 1), self.codec.encode(pictures.video))
+        target = self.codec.encode(pictures.video)
+        sampled = as_sampled(target, generator).to(device)
+        pictures, target = pictures.to(device), target.to(device)
+        factor = torch.ones(2, EMBEDDED_VAE.latent_channels, 1, 1, 1, device=device)
+        factor[0] = EMBEDDED_VAE.scaling_factor
+        with torch.autocast(device.type, torch.bfloat16):
+            moments = vae.encode(pictures.video).float() * factor.flatten(0, 1)
+        is_own = float(torch.rand(1, generator=generator)) < 0.5
+        latents = moments.chunk(2, dim=1)[0] if is_own else sampled
+        return latent_likelihood(moments, target) + decoding_loss(vae, latents, pictures)
 
     def evaluate(self, vae: VideoAutoencoder, clips: Tensor) -> dict[str, float]:
         """PSNR of clips there and back through both halves, and the mean error of the latents."""
-        moments = vae.encode(clips)
-        mean = moments.chunk(2, dim=1)[0]
-        error = (mean * EMBEDDED_VAE.scaling_factor - self.codec.encode(clips)).square().mean()
-        return {"latent_error": float(error), "psnr": psnr(vae.decode(mean).float(), clips)}
+        mean = vae.encode(clips.to(_device_of(vae))).chunk(2, dim=1)[0]
+        error = (mean.cpu() * EMBEDDED_VAE.scaling_factor - self.codec.encode(clips)).square().mean()
+        return {"latent_error": float(error), "psnr": psnr(vae.decode(mean).float().cpu(), clips)}
+
+
+def decoding_loss(vae: VideoAutoencoder, latents: Tensor, pictures: Pictures) -> Tensor:
+    """Loss of the pictures decoded from scaled latents (B, C, T, H, W)."""
+    with torch.autocast(latents.device.type, torch.bfloat16):
+        decoded = vae.decode(latents / EMBEDDED_VAE.scaling_factor)
+    return reconstruction_loss(decoded, pictures.video, pictures.weight)
+
+
+def _device_of(vae: VideoAutoencoder) -> torch.device:
+    return next(vae.parameters()).device
 
 
 def held_out_clips(count: int) -> Tensor:

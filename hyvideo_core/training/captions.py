@@ -56,14 +56,19 @@ def plain_caption(scene: Scene) -> str:
     return sentence if scene.camera == "static" else f"{sentence}, the camera {scene.camera}"
 
 
+def picture_caption(scene: Scene, seed: int) -> str:
+    """A sentence for a still picture of the scene, without any motion: "a red circle on a black background"."""
+    rng = random.Random(seed)  # noqa: S311
+    things = " and ".join(_named(*_worded(thing, rng)) for thing in scene.things)
+    return _finished(_grounded(things, scene, rng), rng)
+
+
 def caption(scene: Scene, seed: int, *, plain_share: float = 0.5) -> str:
     """A sentence for the scene: the plain form for a share of the seeds, else varied wording."""
     rng = random.Random(seed)  # noqa: S311
     if rng.random() < plain_share:
         return plain_caption(scene)
-    things = " and ".join(_varied(thing, rng) for thing in scene.things)
-    ground = rng.choice(_SYNONYMS.get(scene.background, (scene.background,)))
-    sentence = rng.choice(_GROUNDS).format(things=things, ground=ground)
+    sentence = _grounded(" and ".join(_varied(thing, rng) for thing in scene.things), scene, rng)
     if scene.camera != "static":
         sentence = rng.choice(_CAMERA_WORDINGS).format(sentence, scene.camera)
     elif rng.random() < 0.1:
@@ -76,13 +81,23 @@ def _named(colour: str, shape: str) -> str:
     return f"{article} {colour} {shape}"
 
 
-def _varied(thing: Thing, rng: random.Random) -> str:
+def _grounded(things: str, scene: Scene, rng: random.Random) -> str:
+    ground = rng.choice(_SYNONYMS.get(scene.background, (scene.background,)))
+    return rng.choice(_GROUNDS).format(things=things, ground=ground)
+
+
+def _worded(thing: Thing, rng: random.Random) -> tuple[str, str]:
+    """(colour, shape) in one of their words."""
     colour, shape = (rng.choice(_SYNONYMS.get(word, (word,))) for word in (thing.colour, thing.shape))
+    return colour, shape
+
+
+def _varied(thing: Thing, rng: random.Random) -> str:
     if thing.motion in _SIDES:
         motion = rng.choice(_DIRECTION_WORDINGS).format(rng.choice(_SIDES[thing.motion]))
     else:
         motion = rng.choice(_OTHER_WORDINGS[thing.motion])
-    return f"{_named(colour, shape)} {motion}"
+    return f"{_named(*_worded(thing, rng))} {motion}"
 
 
 def _finished(sentence: str, rng: random.Random) -> str:

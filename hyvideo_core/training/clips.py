@@ -1,9 +1,10 @@
-"""The transformer's data set: latents and text states of drawn clips, made once and drawn from at every step."""
+"""The transformer's data sets, one for each size: latents and text states of drawn clips, made once."""
 
 from __future__ import annotations
 
+import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +18,11 @@ from ..text_encoders.clip import ClipTextEncoder
 from ..text_encoders.llm import LlamaTextEncoder
 from ..text_encoders.templates import VIDEO_TEMPLATE, PromptTemplate
 from ..text_encoders.tokenizers import PromptTokenizer
-from .captions import caption
+from .captions import caption, picture_caption
 from .codec import PatchCodec
-from .drawing import draw
+from .drawing import draw, draw_at
 from .objectives import TextCondition
-from .scenes import SceneMix, sample_scene
+from .scenes import Scene, SceneMix, sample_scene
 
 ENCODE_BATCH = 64
 
@@ -110,27 +111,39 @@ class ClipSet:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ClipPlan:
-    """Which clips make a data set."""
+class ClipKind:
+    """Clips of one size.
 
+    Attributes:
+        frames: 1 makes still pictures, each from any moment of its scene.
+        count, held_out_count: clips to train on, and clips to judge by.
+        batch: clips per step of training.
+    """
+
+    name: str
+    frames: int
+    height: int
+    width: int
     count: int
-    mix: SceneMix
-    first_seed: int = 0
-    frames: int = 17
-    side: int = 64
-    held_out: bool = False
+    held_out_count: int
+    batch: int
 
-    def scenes(self) -> Iterator[tuple[int, str, Tensor]]:
-        """(seed, caption, clip) of each."""
-        for seed in tqdm(range(self.first_seed, self.first_seed + self.count), desc="drawing"):
-            scene = sample_scene(seed, self.mix, held_out=self.held_out)
-            yield seed, caption(scene, seed), draw(scene, frames=self.frames, height=self.side, width=self.side)
+    def draw(self, scene: Scene, seed: int) -> tuple[str, Tensor]:
+        """(caption, clip) of a scene; half of the still pictures have a caption without motion."""
+        if self.frames > 1:
+            return caption(scene, seed), draw(scene, frames=self.frames, height=self.height, width=self.width)
+        rng = random.Random(seed)  # noqa: S311
+        text = picture_caption(scene, seed) if rng.random() < 0.5 else caption(scene, seed)
+        return text, draw_at(scene, [rng.random()], height=self.height, width=self.width)
 
 
-def make_clips(plan: ClipPlan, codec: PatchCodec, reader: TextReader) -> ClipSet:
-    """Draws, captions and encodes the clips of a plan; stored in bfloat16 to keep them in memory."""
+def make_clips(
+    kind: ClipKind, mix: SceneMix, codec: PatchCodec, reader: TextReader, *, held_out: bool = False
+) -> ClipSet:
+    """Draws, captions and encodes the clips of a kind; stored in bfloat16 to keep them in memory."""
     texts, latents = [], []
-    for _, text, video in plan.scenes():
+    for seed in tqdm(range(kind.held_out_count if held_out else kind.count), desc=f"drawing {kind.name}"):
+        text, video = kind.draw(sample_scene(seed, mix, held_out=held_out), seed)
         texts.append(text)
         latents.append(codec.encode(video[None])[0].bfloat16())
     conditions = reader.read(texts)

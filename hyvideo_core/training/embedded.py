@@ -2,7 +2,7 @@
 
 Every stage keeps its checkpoint and log in the run folder and is passed over once it is finished, so that the same
 call resumes a run that was stopped. Stages that do not need each other may run in two processes at once:
-`--stages codec decoder encoder` beside `--stages codec readers clips transformer distilled`.
+`--stages codec decoder autoencoder` beside `--stages codec readers clips pictures short_clips full_clips distilled`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from .codec import preview_factors
 from .export import EmbeddedFiles, export_clip, export_llama, export_transformer, export_vae
 from .inspection import Sampler, judged_scenes, measure, save_contact_sheet
 from .plan import QUICK, STANDARD, Plan
-from .workshop import Workshop
+from .workshop import CPU, Workshop
 
 logger = logging.getLogger(__name__)
+
+PLAIN_GUIDANCE = 3.5  # of two forwards, for a model that is not distilled yet
 
 
 def sample_sheet(workshop: Workshop, name: str, model: Transformer, sampler: Sampler) -> dict[str, float]:
@@ -59,20 +61,26 @@ def _make_readers(workshop: Workshop) -> None:
 
 
 def _make_clips(workshop: Workshop) -> None:
-    workshop.clips()
+    for kind in workshop.plan.kinds:
+        for held_out in (False, True):
+            workshop.clips(kind, held_out=held_out)
 
 
 def _make_decoder(workshop: Workshop) -> None:
     decoder_sheet(workshop, "decoder", workshop.decoder())
 
 
-def _make_encoder(workshop: Workshop) -> None:
-    workshop.encoder()
+def _make_autoencoder(workshop: Workshop) -> None:
+    decoder_sheet(workshop, "autoencoder", workshop.autoencoder())
 
 
-def _make_transformer(workshop: Workshop) -> None:
-    empty = workshop.clips()[0].empty
-    sample_sheet(workshop, "transformer", workshop.transformer(), Sampler(guidance=4.0, plain=empty))
+def _make_phase(name: str) -> Callable[[Workshop], None]:
+    def make(workshop: Workshop) -> None:
+        model = workshop.transformer(name)
+        empty = workshop.text_reader().read([""])[0]
+        sample_sheet(workshop, name, model, Sampler(guidance=PLAIN_GUIDANCE, plain=empty))
+
+    return make
 
 
 def _make_distilled(workshop: Workshop) -> None:
@@ -84,8 +92,8 @@ STAGES: dict[str, Callable[[Workshop], None]] = {
     "readers": _make_readers,
     "clips": _make_clips,
     "decoder": _make_decoder,
-    "encoder": _make_encoder,
-    "transformer": _make_transformer,
+    "autoencoder": _make_autoencoder,
+    **{phase.name: _make_phase(phase.name) for phase in STANDARD.phases},
     "distilled": _make_distilled,
 }
 """What is made, in this order."""
@@ -105,7 +113,12 @@ def export(workshop: Workshop, out_dir: Path) -> None:
 
 
 def train_embedded(
-    out_dir: Path, run_dir: Path, *, plan: Plan = STANDARD, stages: Sequence[str] = tuple(STAGES)
+    out_dir: Path,
+    run_dir: Path,
+    *,
+    plan: Plan = STANDARD,
+    stages: Sequence[str] = tuple(STAGES),
+    device: torch.device = CPU,
 ) -> None:
     """Runs the stages that are not finished yet; with all of them, writes the files that ship.
 
@@ -113,9 +126,10 @@ def train_embedded(
         out_dir: becomes a folder of model folders (diffusion_models, vae, text_encoders).
         run_dir: checkpoints, logs and contact sheets.
         stages: names out of STAGES; others that these need are made on the way.
+        device: what the networks are trained on.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    workshop = Workshop(run_dir, plan)
+    workshop = Workshop(run_dir, plan, device)
     for name in STAGES:
         if name in stages:
             logger.info("stage %s", name)
@@ -134,10 +148,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--stages", nargs="+", choices=tuple(STAGES), default=tuple(STAGES), help="run only these")
     parser.add_argument("--quick", action="store_true", help="a trial with a few steps of everything")
     parser.add_argument("--threads", type=int, default=1, help="of torch; more than the idle cores slows it down")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(options.threads)
-    train_embedded(options.out, options.run, plan=QUICK if options.quick else STANDARD, stages=options.stages)
+    train_embedded(
+        options.out,
+        options.run,
+        plan=QUICK if options.quick else STANDARD,
+        stages=options.stages,
+        device=torch.device(options.device),
+    )
     return 0
 
 

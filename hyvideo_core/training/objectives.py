@@ -20,6 +20,10 @@ class TextCondition:
     states: Tensor
     pooled: Tensor
 
+    def to(self, device: torch.device) -> TextCondition:
+        """The same on another device."""
+        return TextCondition(self.states.to(device), self.pooled.to(device))
+
     def expand(self, batch: int) -> TextCondition:
         """One caption's condition for a whole batch."""
         return TextCondition(self.states.expand(batch, -1, -1), self.pooled.expand(batch, -1))

@@ -19,7 +19,7 @@ from ..text_encoders.clip import ClipTextEncoder, build_clip
 from ..text_encoders.llm import HIDDEN_STATE_SKIP, build_llama
 from ..text_encoders.templates import PromptTemplate
 from ..text_encoders.tokenizers import PromptTokenizer
-from .captions import caption
+from .captions import caption, picture_caption
 from .scenes import BACKGROUNDS, CAMERAS, HUES, MOTIONS, SHAPES, Scene, SceneMix, sample_scene
 
 EMBEDDED_LLAMA = LlamaConfig(
@@ -29,6 +29,7 @@ EMBEDDED_CLIP = ClipTextConfig(vocab_size=720, hidden_size=64, ffn_size=256, num
 
 READING_MIX = SceneMix(two_objects=0.4, moving_camera=0.3)
 """What the encoders read: more of the rare kinds than is drawn."""
+PICTURE_SHARE = 0.15
 
 _CHOICES = (len(HUES) + 1, len(SHAPES) + 1, len(MOTIONS) + 1) * 2 + (len(BACKGROUNDS), len(CAMERAS))
 ALL_ATTRIBUTES = tuple(range(len(_CHOICES)))
@@ -74,11 +75,19 @@ class AttributeHeads(nn.Module):
         return min(shares)
 
 
-def draw_readings(count: int, generator: torch.Generator) -> tuple[list[Scene], list[str]]:
-    """Random scenes with a caption each."""
+def draw_readings(count: int, generator: torch.Generator) -> tuple[list[str], Tensor]:
+    """Random captions and what should be read from each, (B, 8); some are of still pictures and know no motion."""
     seeds = torch.randint(2**40, (count,), generator=generator).tolist()
     scenes = [sample_scene(seed, READING_MIX) for seed in seeds]
-    return scenes, [caption(scene, seed) for scene, seed in zip(scenes, seeds, strict=True)]
+    targets = attribute_targets(scenes)
+    is_picture = torch.rand(count, generator=generator) < PICTURE_SHARE
+    texts = [
+        picture_caption(scene, seed) if still else caption(scene, seed)
+        for scene, seed, still in zip(scenes, seeds, is_picture.tolist(), strict=True)
+    ]
+    for attribute, nothing in ((2, len(MOTIONS)), (5, len(MOTIONS)), (7, CAMERAS.index("static"))):
+        targets[is_picture, attribute] = nothing
+    return texts, targets
 
 
 def pad_ids(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
@@ -135,9 +144,9 @@ class LanguageTask:
         return {"accuracy": reader.heads.accuracy(last_states(reader.states(ids)[0], lengths), targets)}
 
     def _read(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        scenes, texts = draw_readings(self.batch, generator)
+        texts, targets = draw_readings(self.batch, generator)
         rows = [self.tokenizer.encode(self.template.apply(text)).ids for text in texts]
-        return *pad_ids(rows, 0), attribute_targets(scenes)
+        return *pad_ids(rows, 0), targets
 
 
 def last_states(states: Tensor, lengths: Tensor) -> Tensor:
@@ -185,9 +194,9 @@ class PooledTask:
     def _read(self, reader: PooledReader, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Pooled vectors (B, P) and attribute targets of fresh captions."""
         assert self.tokenizer.end_id is not None
-        scenes, texts = draw_readings(self.batch, generator)
+        texts, targets = draw_readings(self.batch, generator)
         ids, _ = pad_ids([self.tokenizer.encode(text).ids for text in texts], self.tokenizer.end_id)
-        return reader.encoder(ids, self.tokenizer.end_id), attribute_targets(scenes)
+        return reader.encoder(ids, self.tokenizer.end_id), targets
 
 
 def round_to(module: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -31,10 +31,14 @@ REACH = {"circle": 1.0, "square": 0.89, "triangle": 1.35, "cross": 1.15}
 LOW_CONTRAST = {("blue", "navy"), ("orange", "brown")}
 """(colour, background) pairs that are drawn but never scored."""
 
-TRAVEL = (0.28, 0.48)  # of the frame: a move must plainly be one
-GROWTH = (1.5, 1.9)  # of the radius: the area changes 2.2 to 3.6 times
-PAN = (0.22, 0.36)
-ZOOM = (1.5, 1.8)
+RADIUS = (0.17, 0.21)  # large enough that a shape is plain on 64 pixels
+CROWDED_RADIUS = (0.11, 0.13)
+TRAVEL = (0.22, 0.32)  # of the frame: a move must plainly be one
+SCATTER = 0.09  # of the frame: how far from its centre the middle of a lone object's way may lie
+GROWTH = (1.6, 1.9)  # of the radius: the area changes 2.6 to 3.6 times
+GROWN = 0.62  # of the radius: the small end of growth
+PAN = (0.22, 0.3)
+ZOOM = (1.5, 1.7)
 MARGIN = 0.02
 
 
@@ -64,7 +68,6 @@ class Scene:
     things: tuple[Thing, ...]
     camera: str
     camera_amount: float
-    pattern_phase: tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +106,6 @@ def sample_scene(seed: int, mix: SceneMix, *, held_out: bool = False) -> Scene:
             things=tuple(_sample_thing(rng, *kind, crowded=count > 1) for kind in kinds),
             camera=camera,
             camera_amount=_camera_amount(rng, camera),
-            pattern_phase=(rng.random(), rng.random()),
         )
         if _fits(scene):
             return scene
@@ -129,17 +131,18 @@ def _motions_under(camera: str, rng: random.Random) -> tuple[str, ...]:
 
 
 def _sample_thing(rng: random.Random, colour: str, shape: str, motion: str, *, crowded: bool) -> Thing:
-    small, large = (0.1, 0.13) if crowded else (0.13, 0.18)
-    radius = rng.uniform(small, large)
+    radius = rng.uniform(*(CROWDED_RADIUS if crowded else RADIUS))
     radius_start = radius_end = radius
     if motion in ("grows", "shrinks"):
-        radius_start, radius_end = radius * 0.75, radius * 0.75 * rng.uniform(*GROWTH)
+        radius_start, radius_end = radius * GROWN, radius * GROWN * rng.uniform(*GROWTH)
         if motion == "shrinks":
             radius_start, radius_end = radius_end, radius_start
-    start = (rng.uniform(0.1, 0.9), rng.uniform(0.1, 0.9))
-    step = DIRECTIONS.get(motion, (0.0, 0.0))
-    distance = rng.uniform(*TRAVEL)
-    end = (start[0] + step[0] * distance, start[1] + step[1] * distance)
+    scatter = 0.5 if crowded else SCATTER
+    middle = (0.5 + rng.uniform(-scatter, scatter), 0.5 + rng.uniform(-scatter, scatter))
+    step, distance = DIRECTIONS.get(motion, (0.0, 0.0)), rng.uniform(*TRAVEL)
+    start, end = (
+        (middle[0] + sign * step[0] * distance / 2, middle[1] + sign * step[1] * distance / 2) for sign in (-1, 1)
+    )
     return Thing(
         colour=colour,
         shape=shape,

@@ -14,12 +14,12 @@ from ..text_encoders.llm import build_llama
 from ..text_encoders.templates import IMAGE_TEMPLATE, VIDEO_TEMPLATE
 from ..text_encoders.tokenizers import CLIP, LLAMA3, PromptTokenizer, read_tokenizer
 from ..vae.autoencoder import VideoAutoencoder
-from .autoencoder import EMBEDDED_VAE, PICTURE_MIX, DecoderTask, EncoderTask, held_out_clips, new_autoencoder
-from .clips import ClipPlan, ClipSet, TextReader, make_clips
+from .autoencoder import EMBEDDED_VAE, PICTURE_MIX, AutoencoderTask, DecoderTask, held_out_clips, new_autoencoder
+from .clips import ClipKind, ClipSet, TextReader, make_clips
 from .codec import PatchCodec
 from .drawing import draw
 from .loops import Evaluate, LossAt, ModuleT, Schedule, train
-from .plan import Plan
+from .plan import Phase, Plan
 from .readers import (
     EMBEDDED_CLIP,
     EMBEDDED_LLAMA,
@@ -31,16 +31,19 @@ from .readers import (
     round_to,
 )
 from .scenes import sample_scene
-from .transformer import EMBEDDED_TRANSFORMER, DistillationTask, FlowTask, new_transformer
+from .transformer import EMBEDDED_TRANSFORMER, DistillationTask, FlowTask, Source, new_transformer
 from .vocabulary import learn_clip_tokenizer, learn_llm_tokenizer
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
 class Workshop:
-    """A run folder, the plan, and what the finished stages left there."""
+    """A run folder, the plan, and what the finished stages left there; what a stage gives back lies on the CPU."""
 
     folder: Path
     plan: Plan
+    device: torch.device = CPU
 
     def codec(self) -> PatchCodec:
         """The linear codec, fitted at the first call."""
@@ -55,7 +58,7 @@ class Workshop:
         """Both tokenizers, (language model's, pooled encoder's), learned at the first call."""
         llm_path, clip_path = self.folder / "llama.tokenizer.json", self.folder / "clip.tokenizer.json"
         if not (llm_path.exists() and clip_path.exists()):
-            _, texts = draw_readings(self.plan.corpus, torch.Generator().manual_seed(0))
+            texts, _ = draw_readings(self.plan.corpus, torch.Generator().manual_seed(0))
             templates = [template.apply("") for template in (VIDEO_TEMPLATE, IMAGE_TEMPLATE)]
             learn_llm_tokenizer([*texts, *templates * 50], EMBEDDED_LLAMA.vocab_size).save(str(llm_path))
             learn_clip_tokenizer(texts, EMBEDDED_CLIP.vocab_size).save(str(clip_path))
@@ -90,19 +93,29 @@ class Workshop:
         encoder.model.load_state_dict({name: language.model.state_dict()[name] for name in kept})
         return TextReader(llm=encoder, llm_tokenizer=llm_tokenizer, clip=pooled.encoder, clip_tokenizer=clip_tokenizer)
 
-    def clips(self) -> tuple[ClipSet, ClipSet]:
-        """(training, held-out) data sets, made at the first call."""
-        sets = []
-        for name, count, held_out in (
-            ("clips_train", self.plan.clips, False),
-            ("clips_held", self.plan.held_out_clips, True),
-        ):
-            path = self.folder / f"{name}.safetensors"
-            if not path.exists():
-                plan = ClipPlan(count=count, mix=self.plan.mix, held_out=held_out)
-                make_clips(plan, self.codec(), self.text_reader()).save(path)
-            sets.append(ClipSet.load(path))
-        return sets[0], sets[1]
+    def clips(self, kind: ClipKind, *, held_out: bool = False) -> ClipSet:
+        """A data set of one size, made at the first call."""
+        side = "held" if held_out else "train"
+        path = self.folder / f"clips_{kind.name.replace(' ', '_')}_{side}.safetensors"
+        if not path.exists():
+            made = make_clips(kind, self.plan.mix, self.codec(), self.text_reader(), held_out=held_out)
+            made.save(path)
+        return ClipSet.load(path)
+
+    def flow_task(self, phase: Phase, *, held_out: bool = False) -> FlowTask:
+        """What a phase of the transformer learns, or is judged by."""
+        kinds = [kind for kind in self.plan.kinds if kind.name in phase.shares]
+        return FlowTask(
+            sources=tuple(
+                Source(
+                    name=kind.name,
+                    clips=self.clips(kind, held_out=held_out),
+                    batch=kind.batch,
+                    share=phase.shares[kind.name],
+                )
+                for kind in kinds
+            )
+        )
 
     def decoder(self) -> VideoAutoencoder:
         """The autoencoder with its decoder trained."""
@@ -111,32 +124,28 @@ class Workshop:
             new_autoencoder(), self.plan.decoder, task.loss, "decoder", lambda vae: task.evaluate(vae, clips)
         )
 
-    def encoder(self) -> VideoAutoencoder:
-        """The whole autoencoder: the trained decoder, and an encoder that leads into its latents."""
-        task, clips = EncoderTask(self.codec()), held_out_clips(self.plan.shown // 2)
-        vae = self.decoder().requires_grad_(True)
-        return self._train(vae, self.plan.encoder, task.loss, "encoder", lambda vae: task.evaluate(vae, clips))
-
     def autoencoder(self) -> VideoAutoencoder:
-        """Both trained halves in one: either may have been trained further since the other was."""
-        whole, trained = self.encoder(), self.decoder()
-        whole.decoder.load_state_dict(trained.decoder.state_dict())
-        whole.post_quant_conv.load_state_dict(trained.post_quant_conv.state_dict())
-        return whole
+        """The whole autoencoder: the trained decoder, and an encoder that leads into its latents."""
+        task, clips = AutoencoderTask(self.codec()), held_out_clips(self.plan.shown // 2)
+        vae = self.decoder().requires_grad_(True)
+        return self._train(vae, self.plan.autoencoder, task.loss, "autoencoder", lambda vae: task.evaluate(vae, clips))
 
-    def transformer(self) -> Transformer:
-        """The plain model, unguided."""
-        training, held_out = self.clips()
-        task = FlowTask(clips=training, batch=self.plan.batch)
-        judge = FlowTask(clips=held_out, batch=self.plan.batch)
-        model = new_transformer(EMBEDDED_TRANSFORMER, training.text_deviation())
-        return self._train(model, self.plan.transformer, task.loss, "transformer", judge.evaluate)
+    def transformer(self, name: str) -> Transformer:
+        """The plain model, unguided, at the end of a phase; the phases before it are its beginning."""
+        names = [phase.name for phase in self.plan.phases]
+        index = names.index(name)
+        phase, task = self.plan.phases[index], self.flow_task(self.plan.phases[index])
+        model = new_transformer(EMBEDDED_TRANSFORMER, task.sources[0].clips.text_deviation())
+        if index > 0:
+            model.load_state_dict(self.transformer(names[index - 1]).state_dict())
+        judge = self.flow_task(phase, held_out=True)
+        return self._train(model, phase.schedule, task.loss, name, judge.evaluate)
 
     def distilled(self) -> Transformer:
         """The model that ships: guidance in one forward."""
-        training, _ = self.clips()
-        teacher = self.transformer()
-        task = DistillationTask(flow=FlowTask(clips=training, batch=self.plan.batch), teacher=teacher)
+        last = self.plan.phases[-1]
+        teacher = self.transformer(last.name)
+        task = DistillationTask(flow=self.flow_task(last), teacher=teacher.to(self.device))
         student = new_transformer(EMBEDDED_TRANSFORMER, 1.0)
         student.load_state_dict(teacher.state_dict())
         return self._train(student, self.plan.distilled, task.loss, "distilled", None)
@@ -149,4 +158,5 @@ class Workshop:
         name: str,
         evaluate: Evaluate[ModuleT] | None,
     ) -> ModuleT:
-        return train(module, schedule, loss_at, folder=self.folder, name=name, evaluate=evaluate)
+        module = module.to(self.device)
+        return train(module, schedule, loss_at, folder=self.folder, name=name, evaluate=evaluate).cpu()

@@ -8,9 +8,7 @@ AMOUNTS = {"static": 0.0, "pans left": 0.3, "pans right": 0.25, "zooms in": 1.7,
 
 
 def empty_scene(background: str, camera: str) -> Scene:
-    return Scene(
-        background=background, things=(), camera=camera, camera_amount=AMOUNTS[camera], pattern_phase=(0.2, 0.7)
-    )
+    return Scene(background=background, things=(), camera=camera, camera_amount=AMOUNTS[camera])
 
 
 def read(video: torch.Tensor) -> CameraMotion:

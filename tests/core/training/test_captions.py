@@ -12,7 +12,7 @@ def thing(colour: str, shape: str, motion: str) -> Thing:
 
 
 def scene(*things: Thing, background: str = "black", camera: str = "static") -> Scene:
-    return Scene(background=background, things=things, camera=camera, camera_amount=0.3, pattern_phase=(0, 0))
+    return Scene(background=background, things=things, camera=camera, camera_amount=0.3)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def scene_of(colour="red", shape="circle", background="black", camera="static", 
     thing = Thing(
         colour=colour, shape=shape, motion="still", start=(0.5, 0.5), end=(0.5, 0.5), radius_start=0.2, radius_end=0.2
     )
-    return Scene(background=background, things=(thing,), camera=camera, camera_amount=amount, pattern_phase=(0.1, 0.2))
+    return Scene(background=background, things=(thing,), camera=camera, camera_amount=amount)
 
 
 def one_object(motion: str, count: int) -> list[Scene]:
@@ -38,7 +38,6 @@ def object_mask(scene: Scene) -> torch.Tensor:
         things=(),
         camera=scene.camera,
         camera_amount=scene.camera_amount,
-        pattern_phase=scene.pattern_phase,
     )
     size = {"frames": 17, "height": SIDE, "width": SIDE}
     return (draw(scene, **size) - draw(empty, **size)).abs().amax(dim=0) > 0.15

@@ -29,6 +29,7 @@ from hyvideo_nodes.hyvideo_core.training.shipped import quality_figures
 from hyvideo_nodes.hyvideo_core.training.transformer import EMBEDDED_TRANSFORMER
 from hyvideo_nodes.hyvideo_core.training.workshop import Workshop
 
+PHASES = tuple(phase.name for phase in QUICK.phases)
 PROMPT = "a red circle moves left on a black background"
 
 
@@ -90,16 +91,17 @@ def test_all_files_stay_under_twenty_megabytes(made):
 
 def test_every_stage_leaves_its_log_and_pictures(made):
     folder = made[1].folder
-    for stage in ("clip", "llama", "decoder", "encoder", "transformer", "distilled"):
+    for stage in ("clip", "llama", "decoder", "autoencoder", *PHASES, "distilled"):
         assert (folder / f"{stage}.jsonl").stat().st_size > 0
         assert (folder / f"{stage}.pt").exists()
-    for stage in ("decoder", "transformer", "distilled"):
+    for stage in ("decoder", "autoencoder", *PHASES, "distilled"):
         assert (folder / f"{stage}.png").stat().st_size > 1000
 
 
 def test_a_batch_of_captions_has_one_length_and_the_data_set_survives_its_file(made, tmp_path: Path):
-    training, held_out = made[1].clips()
-    assert sum(len(bucket.latents) for bucket in training.buckets) == QUICK.clips
+    kind = QUICK.kinds[0]
+    training, held_out = (made[1].clips(kind, held_out=side) for side in (False, True))
+    assert sum(len(bucket.latents) for bucket in training.buckets) == kind.count
     assert training.empty.states.shape[1] == 1
     held_out.save(tmp_path / "clips.safetensors")
     again = ClipSet.load(tmp_path / "clips.safetensors")

@@ -90,7 +90,7 @@ def test_motion_is_told_in_the_world_not_on_the_screen(camera, motion):
     thing = replace(sample_scene(1, SceneMix()).things[0], colour="red", shape="circle", motion=motion)
     thing = replace(thing, start=(0.35, 0.5), end=(0.65, 0.5), radius_start=0.14, radius_end=0.14)
     amount = 0.2 if camera == "pans left" else 0.3  # the second keeps the object in place on the screen
-    scene = Scene(background="gray", things=(thing,), camera=camera, camera_amount=amount, pattern_phase=(0.3, 0.6))
+    scene = Scene(background="gray", things=(thing,), camera=camera, camera_amount=amount)
     report = inspect(draw(scene, **SIZE))
     assert (report.camera, report.sightings[0].motion) == (camera, motion)
 
@@ -135,7 +135,6 @@ def test_objects_of_one_colour_are_counted_each():
         things=(first, replace(second, colour=first.colour)),
         camera="static",
         camera_amount=0.0,
-        pattern_phase=(0.0, 0.0),
     )
     assert inspect(draw(scene, **SIZE)).count == 2
 

@@ -15,7 +15,7 @@ from hyvideo_nodes.hyvideo_core.training.readers import (
     pad_ids,
     round_to,
 )
-from hyvideo_nodes.hyvideo_core.training.scenes import sample_scene
+from hyvideo_nodes.hyvideo_core.training.scenes import CAMERAS, MOTIONS, sample_scene
 
 SCENES = [sample_scene(seed, READING_MIX) for seed in range(40)]
 
@@ -60,7 +60,18 @@ def test_the_state_of_the_last_real_token_is_read():
 
 def test_readings_are_the_same_from_the_same_seed():
     first, again = (draw_readings(10, torch.Generator().manual_seed(4)) for _ in range(2))
-    assert first == again
+    assert first[0] == again[0]
+    assert torch.equal(first[1], again[1])
+
+
+def test_captions_of_still_pictures_name_no_motion_and_have_none_to_read():
+    texts, targets = draw_readings(400, torch.Generator().manual_seed(4))
+    is_still = targets[:, 2] == len(MOTIONS)
+    assert 0.1 < float(is_still.float().mean()) < 0.2
+    assert (targets[is_still][:, [5, 7]] == torch.tensor([len(MOTIONS), CAMERAS.index("static")])).all()
+    moving = ("moves", "grow", "shrink", "still", "slides", "camera")
+    for text, still in zip(texts, is_still.tolist(), strict=True):
+        assert not (still and any(word in text for word in moving)), text
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -16,7 +16,7 @@ PROMPTS = ["a red circle moves left", "", "1 2 3", "A (Čeština) 一只小狗 \
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    return draw_readings(300, torch.Generator().manual_seed(0))[1]
+    return draw_readings(300, torch.Generator().manual_seed(0))[0]
 
 
 @pytest.fixture(scope="module")
