@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,20 +21,23 @@ from ..loading import (
     open_checkpoint,
 )
 from ..model.transformer import Transformer
-from ..pipeline import SamplingOptions, StartLatents, sample_latents
+from ..pipeline import SamplingOptions, SamplingReport, StartLatents, sample_latents
 from ..shapes import VideoShape
+from ..step_cache import StepCache
 from ..text_encoders.clip import ClipTextEncoder
-from ..text_encoders.conditioning import encode_prompt
+from ..text_encoders.conditioning import Conditioning, encode_prompt
 from ..text_encoders.llm import LlamaTextEncoder
 from ..text_encoders.templates import VIDEO_TEMPLATE
 from ..text_encoders.tokenizers import CLIP, LLAMA3, PromptTokenizer, find_tokenizer
 from ..vae.autoencoder import VideoAutoencoder
 from .autoencoder import held_out_clips
 from .export import EmbeddedFiles
-from .inspection import judged_scenes, measure, save_contact_sheet
+from .inspection import ONE_OBJECT, judged_scenes, measure, save_contact_sheet
 from .objectives import psnr
+from .scenes import Scene, SceneMix
 
 HOME = VideoShape(frames=17, height=64, width=64)
+SHOWN = 6  # of each kind, on a contact sheet
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,9 +66,9 @@ class ShippedModel:
         )
 
     @torch.no_grad()
-    def make(self, prompt: str, options: SamplingOptions, shape: VideoShape = HOME) -> Tensor:
-        """The video (3, F, H, W) in -1..1 of a prompt."""
-        conditioning = encode_prompt(
+    def encode(self, prompt: str) -> Conditioning:
+        """What the text encoders make of a prompt."""
+        return encode_prompt(
             prompt,
             VIDEO_TEMPLATE,
             llm=self.llm,
@@ -72,10 +76,29 @@ class ShippedModel:
             clip=self.clip,
             clip_tokenizer=self.clip_tokenizer,
         )
-        channels = self.transformer.config.in_channels
-        start = StartLatents(samples=torch.zeros(shape.to_latent(channels).as_tuple(1)))
-        latents, _ = sample_latents(self.transformer, start, [conditioning], [], options, device=torch.device("cpu"))
+
+    def sample(
+        self,
+        conditioning: Conditioning,
+        options: SamplingOptions,
+        shape: VideoShape = HOME,
+        step_cache: StepCache | None = None,
+    ) -> tuple[Tensor, SamplingReport]:
+        """Raw latents (1, C, T, H, W) of a conditioning, and what happened on the way."""
+        start = StartLatents(samples=torch.zeros(shape.to_latent(self.transformer.config.in_channels).as_tuple(1)))
+        device = torch.device("cpu")
+        return sample_latents(
+            self.transformer, start, [conditioning], [], options, device=device, step_cache=step_cache
+        )
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """The video (3, F, H, W) in -1..1 of raw latents (1, C, T, H, W)."""
         return self.vae.decode(latents)[0].float().clamp(-1, 1)
+
+    def make(self, prompt: str, options: SamplingOptions, shape: VideoShape = HOME) -> Tensor:
+        """The video (3, F, H, W) in -1..1 of a prompt."""
+        return self.decode(self.sample(self.encode(prompt), options, shape)[0])
 
     @torch.no_grad()
     def reconstruct(self, clips: Tensor) -> Tensor:
@@ -83,28 +106,56 @@ class ShippedModel:
         return torch.cat([self.vae.decode(self.vae.encode(clip[None]).chunk(2, dim=1)[0]) for clip in clips])
 
 
-def quality_figures(
-    files: EmbeddedFiles, prompts: int, *, steps: int, clips: int = 16, sheet: Path | None = None
-) -> dict[str, float]:
-    """Shares of prompts that the shipped files get right, by attribute, and the autoencoder's PSNR.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exam:
+    """Prompts of one kind: those of scenes of a mix, at a size, `share` of as many as of the first kind."""
+
+    name: str
+    mix: SceneMix
+    held_out: bool = False
+    shape: VideoShape = HOME
+    share: float = 1.0
+
+    def scenes(self, prompts: int) -> list[Scene]:
+        """What is asked for."""
+        return judged_scenes(max(1, round(prompts * self.share)), mix=self.mix, held_out=self.held_out)
+
+
+LARGE = VideoShape(frames=33, height=96, width=96)
+EXAMS = (
+    Exam(name="one object, trained triples", mix=ONE_OBJECT),
+    Exam(name="one object, unseen triples", mix=ONE_OBJECT, held_out=True),
+    Exam(name="one object, 96 x 96 x 33", mix=ONE_OBJECT, shape=LARGE, share=0.25),
+    Exam(name="moving camera", mix=SceneMix(moving_camera=1.0), share=0.5),
+    Exam(name="two objects", mix=SceneMix(two_objects=1.0), share=0.5),
+)
+
+
+def quality_table(
+    model: ShippedModel, prompts: int, *, steps: int, exams: Sequence[Exam] = EXAMS, sheet: Path | None = None
+) -> dict[str, dict[str, float]]:
+    """For each kind of prompt the share that the model gets right, by attribute.
 
     Args:
-        prompts: one-object prompts of the plain form, seen triples and held-out ones each this many.
-        clips: held-out clips that the autoencoder is measured on.
-        sheet: where to put a contact sheet of the first of both.
+        prompts: of the plain form, for exams with a share of 1; one seed each.
+        sheet: where to put a contact sheet of the first prompts of each kind.
     """
-    model = ShippedModel.load(files)
-    figures: dict[str, float] = {}
+    table: dict[str, dict[str, float]] = {}
     shown: list[tuple[str, Tensor]] = []
-    for side, held_out in (("seen", False), ("held out", True)):
-        scores, videos = measure(
-            judged_scenes(prompts, held_out=held_out),
-            lambda caption, seed: model.make(caption, SamplingOptions(steps=steps, seed=seed)),
-        )
-        figures |= {f"{side}: {name}": value for name, value in scores.items()}
-        shown += videos[:12]
-    originals = held_out_clips(clips)
-    figures["autoencoder PSNR"] = psnr(model.reconstruct(originals).float(), originals)
+    for exam in exams:
+
+        def make(caption: str, seed: int, shape: VideoShape = exam.shape) -> Tensor:
+            return model.make(caption, SamplingOptions(steps=steps, seed=seed), shape)
+
+        table[exam.name], videos = measure(exam.scenes(prompts), make)
+        if exam.shape == HOME:
+            shown += videos[:SHOWN]
     if sheet is not None:
         save_contact_sheet(shown, sheet)
-    return figures
+    return table
+
+
+def reconstruction_psnr(model: ShippedModel, clips: int) -> float:
+    """PSNR in dB of held-out clips through the autoencoder and back, the mean over clips."""
+    originals = held_out_clips(clips)
+    return psnr(model.reconstruct(originals).float(), originals)

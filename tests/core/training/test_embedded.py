@@ -25,7 +25,7 @@ from hyvideo_nodes.hyvideo_core.training.clips import ClipSet
 from hyvideo_nodes.hyvideo_core.training.embedded import STAGES, train_embedded
 from hyvideo_nodes.hyvideo_core.training.export import EmbeddedFiles
 from hyvideo_nodes.hyvideo_core.training.plan import QUICK
-from hyvideo_nodes.hyvideo_core.training.shipped import quality_figures
+from hyvideo_nodes.hyvideo_core.training.shipped import EXAMS, ShippedModel, quality_table, reconstruction_psnr
 from hyvideo_nodes.hyvideo_core.training.transformer import EMBEDDED_TRANSFORMER
 from hyvideo_nodes.hyvideo_core.training.workshop import Workshop
 
@@ -111,9 +111,12 @@ def test_a_batch_of_captions_has_one_length_and_the_data_set_survives_its_file(m
 
 
 def test_the_judge_scores_the_files(made, tmp_path):
-    figures = quality_figures(made[0], 1, steps=2, clips=2, sheet=tmp_path / "sheet.png")
-    assert {"seen: colour", "held out: motion", "autoencoder PSNR"} <= set(figures)
+    model = ShippedModel.load(made[0])
+    table = quality_table(model, 1, steps=2, sheet=tmp_path / "sheet.png")
+    assert set(table) == {exam.name for exam in EXAMS}
+    assert all(0.0 <= share <= 1.0 for scores in table.values() for share in scores.values())
     assert (tmp_path / "sheet.png").stat().st_size > 1000
+    assert 0 < reconstruction_psnr(model, 2) < 30
 
 
 def test_single_stages_write_no_files_that_ship(tmp_path):
