@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import TypeVar
 
 import torch
@@ -10,11 +11,12 @@ from torch import Tensor, nn
 
 from ..errors import WrongModelError
 from ..model import Transformer
-from ..model.linear import Linear
+from ..quantization.base import StoredLinear, frozen
 from ..vae import VideoAutoencoder
+from .checkpoint import ReadTensor
 from .detect import DetectedTransformer, DetectedVae
 from .key_maps import KeyView, squeezed
-from .quantization import FP8_DTYPES, Fp8Linear
+from .policies import LinearPolicy, PlainWeights
 
 CPU = torch.device("cpu")
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -23,7 +25,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 def build_transformer(detected: DetectedTransformer, *, dtype: torch.dtype, device: torch.device = CPU) -> Transformer:
     """The transformer of a file, without gradients.
 
-    Linear layers stored in fp8 stay fp8 in memory and are widened for each call.
+    Linear layers that the file stores in fewer bits stay so in memory and are widened for each call.
 
     Args:
         detected: what `detect_transformer` found.
@@ -34,15 +36,14 @@ def build_transformer(detected: DetectedTransformer, *, dtype: torch.dtype, devi
     """
     with torch.inference_mode(False), torch.device("meta"):
         model = Transformer(detected.config)
-        _swap_fp8_layers(model, detected.view, dtype)
-    return load_weights(model, detected.view, dtype=dtype, device=device)
+    return load_weights(model, detected.view, detected.policy, dtype=dtype, device=device)
 
 
 def build_vae(detected: DetectedVae, *, dtype: torch.dtype, device: torch.device = CPU) -> VideoAutoencoder:
     """The autoencoder of a file, without gradients; see `build_transformer`."""
     with torch.inference_mode(False), torch.device("meta"):
         model = VideoAutoencoder(detected.config)
-    return load_weights(model, detected.view, dtype=dtype, device=device)
+    return load_weights(model, detected.view, PlainWeights(detected.view), dtype=dtype, device=device)
 
 
 def check_complete(detected: DetectedTransformer | DetectedVae) -> None:
@@ -54,31 +55,67 @@ def check_complete(detected: DetectedTransformer | DetectedVae) -> None:
     with torch.inference_mode(False), torch.device("meta"):
         if isinstance(detected, DetectedTransformer):
             model: nn.Module = Transformer(detected.config)
+            policy = detected.policy
         else:
             model = VideoAutoencoder(detected.config)
-    _check_header(model.state_dict(), detected.view)
+            policy = PlainWeights(detected.view)
+    _check_header(model.state_dict(), detected.view, policy)
 
 
-def load_weights(model: ModuleT, view: KeyView, *, dtype: torch.dtype, device: torch.device) -> ModuleT:
-    """Fills an empty model from a file, strictly; floats become `dtype`, except layers that keep fp8.
+def load_weights(
+    model: ModuleT, view: KeyView, policy: LinearPolicy, *, dtype: torch.dtype, device: torch.device
+) -> ModuleT:
+    """Fills an empty model from a file, strictly, one tensor after the other.
+
+    Floats become `dtype`; linear layers become what `policy` makes of them.
 
     Raises:
         WrongModelError: tensors are missing, unknown or of other shapes.
     """
     wanted = model.state_dict()
-    _check_header(wanted, view)
-    loaded = {}
+    _check_header(wanted, view, policy)
     with torch.inference_mode(False), view.checkpoint.reading() as read:
         for key, empty in wanted.items():
-            tensor = view.load(key, tuple(empty.shape), read)
-            loaded[key] = tensor.to(device, empty.dtype if empty.dtype in FP8_DTYPES else dtype)
-        model.load_state_dict(loaded, assign=True)
+            _load_tensor(model, key, tuple(empty.shape), read, policy, dtype, device)
     return model.requires_grad_(False).eval()
 
 
-def _check_header(wanted: Mapping[str, Tensor], view: KeyView) -> None:
+def _load_tensor(
+    model: nn.Module,
+    key: str,
+    shape: tuple[int, ...],
+    read: ReadTensor,
+    policy: LinearPolicy,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    path, _, name = key.rpartition(".")
+    module = model.get_submodule(path)
+    if (layer := _stored_layer(module, key, shape, policy, dtype)) is None:
+        setattr(module, name, frozen(policy.view.load(key, shape, read).to(device, dtype)))
+        return
+    policy.fill(layer, key, read, device)
+    if isinstance(module, nn.Linear):
+        layer.bias = module.bias
+        model.set_submodule(path, layer)
+    else:
+        setattr(module, name, frozen(layer.dequantized().reshape(shape)))
+
+
+def _stored_layer(
+    module: nn.Module, key: str, shape: tuple[int, ...], policy: LinearPolicy, dtype: torch.dtype
+) -> StoredLinear | None:
+    """An empty layer for a weight that is not stored as it is, of a convolution or embedding too."""
+    if len(shape) < 2 or not key.endswith(".weight"):
+        return None
+    has_bias = getattr(module, "bias", None) is not None
+    return policy.layer(key, (shape[0], prod(shape[1:])), has_bias=has_bias, compute_dtype=dtype)
+
+
+def _check_header(wanted: Mapping[str, Tensor], view: KeyView, policy: LinearPolicy) -> None:
     missing = [key for key in wanted if key not in view]
-    used = {name for key in wanted for name in view.names(key)}
+    used = {name for key in wanted for name in (*view.names(key), *policy.companions(key))}
+    used.update(policy.marks)
     stray = [name for name in view.checkpoint.tensors if name.startswith(view.prefix) and name not in used]
     for words, names in (("lacks", missing), ("has unexpected", stray)):
         if names:
@@ -94,11 +131,3 @@ def _check_header(wanted: Mapping[str, Tensor], view: KeyView) -> None:
                 f"{view.checkpoint.name}: {key} is {list(shape)}, expected {list(empty.shape)}; "
                 "the file is damaged or of a model that this pack does not know"
             )
-
-
-def _swap_fp8_layers(model: Transformer, view: KeyView, dtype: torch.dtype) -> None:
-    for name, layer in list(model.named_modules()):
-        key = f"{name}.weight"
-        if isinstance(layer, Linear) and key in view and view.info(key).dtype in FP8_DTYPES:
-            parent, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(parent), attribute, Fp8Linear.like(layer, view.info(key).dtype, dtype))

@@ -8,9 +8,10 @@ from typing import Any
 
 from ..config import TransformerConfig, VaeConfig
 from ..errors import ConfigError, WrongModelError
+from ..quantization import FP8_DTYPES
 from .checkpoint import Checkpoint
 from .key_maps import TRANSFORMER_DIALECTS, VAE_DIALECTS, KeyView, find_view
-from .quantization import FP8_DTYPES
+from .policies import LinearPolicy, find_policy
 
 TRANSFORMER_PROBES = (
     "txt_in.individual_token_refiner.blocks.0.self_attn_qkv.weight",
@@ -75,10 +76,11 @@ SCALE_SUFFIXES = (".scale_weight", ".weight_scale", ".fp8_scale", ".comfy_quant"
 
 @dataclass(frozen=True, slots=True)
 class DetectedTransformer:
-    """A transformer file: its sizes, and its weights under official names."""
+    """A transformer file: its sizes, its weights under official names, and how they are stored."""
 
     config: TransformerConfig
     view: KeyView
+    policy: LinearPolicy
 
     @property
     def variant(self) -> str:
@@ -121,7 +123,7 @@ def detect_transformer(checkpoint: Checkpoint) -> DetectedTransformer:
             "(for example hunyuan_video_720_cfgdistill_bf16.safetensors in models/diffusion_models)"
         )
     refuse_scaled_weights(checkpoint)
-    return DetectedTransformer(transformer_config(view), view)
+    return DetectedTransformer(transformer_config(view), view, find_policy(view))
 
 
 def detect_vae(checkpoint: Checkpoint) -> DetectedVae:

@@ -16,12 +16,14 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor, rows: tuple[int, int] | None = None) -> Tensor:
         """[..., in] to [..., out], or [..., b - a] for rows (a, b), in the weight's dtype."""
-        weight: Tensor = self.weight
         bias: Tensor | None = self.bias
-        if rows is not None:
-            weight = weight[rows[0] : rows[1]]
-            bias = None if bias is None else bias[rows[0] : rows[1]]
-        return F.linear(x.to(weight.dtype), weight, bias)
+        if rows is not None and bias is not None:
+            bias = bias[rows[0] : rows[1]]
+        return F.linear(x.to(self.weight.dtype), self.dequantized(rows), bias)
+
+    def dequantized(self, rows: tuple[int, int] | None = None) -> Tensor:
+        """The weight that `forward` multiplies by, [out, in] or [b - a, in] for rows (a, b)."""
+        return self.weight if rows is None else self.weight[rows[0] : rows[1]]
 
     @property
     def compute_dtype(self) -> torch.dtype:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 from hyvideo_nodes.hyvideo_core.loading import build_transformer, detect_transformer, open_checkpoint
-from hyvideo_nodes.hyvideo_core.loading.quantization import Fp8Linear
 from hyvideo_nodes.hyvideo_core.model import Transformer
 from hyvideo_nodes.hyvideo_core.model.linear import Linear
 from hyvideo_nodes.hyvideo_core.model.rope import rope_table
+from hyvideo_nodes.hyvideo_core.quantization import Fp8Linear
 from safetensors import safe_open
 from safetensors.torch import load_file
 

@@ -14,6 +14,7 @@ CORE_LAYERS = (
     {"config", "shapes"},
     {"attention"},
     {"model", "text_encoders", "vae"},
+    {"quantization"},
     {"loading", "sampling", "step_cache", "memory", "parallel"},
     {"pipeline"},
     {"training"},

@@ -29,8 +29,8 @@ from hyvideo_nodes.hyvideo_core.loading import (
 )
 from hyvideo_nodes.hyvideo_core.loading.checkpoint import Checkpoint, TensorInfo
 from hyvideo_nodes.hyvideo_core.loading.key_maps import DIFFUSERS
-from hyvideo_nodes.hyvideo_core.loading.quantization import Fp8Linear
 from hyvideo_nodes.hyvideo_core.loading.text import detect_clip, detect_llama
+from hyvideo_nodes.hyvideo_core.quantization import Fp8Linear
 
 META = torch.device("meta")
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from hyvideo_nodes.hyvideo_core.config import TransformerConfig, tiny
 from hyvideo_nodes.hyvideo_core.errors import ConditioningError, ConfigError, ShapeError
-from hyvideo_nodes.hyvideo_core.loading.quantization import FP8_DTYPES, Fp8Linear
 from hyvideo_nodes.hyvideo_core.model import Transformer
 from hyvideo_nodes.hyvideo_core.model.linear import Linear
 from hyvideo_nodes.hyvideo_core.model.transformer import run_blocks, walk_blocks
+from hyvideo_nodes.hyvideo_core.quantization import FP8_DTYPES, Fp8Linear
 
 
 def inputs(config: TransformerConfig, batch: int = 1) -> dict:
