@@ -2,13 +2,15 @@
 
 from .build import build_transformer, build_vae, check_complete
 from .checkpoint import Checkpoint, open_checkpoint
-from .detect import DetectedTransformer, DetectedVae, describe, detect_transformer, detect_vae
+from .detect import DetectedTransformer, DetectedVae, detect_transformer, detect_vae
+from .recognise import Kind, describe, recognise
 from .text import build_clip_encoder, build_llama_encoder, detect_clip, detect_llama
 
 __all__ = [
     "Checkpoint",
     "DetectedTransformer",
     "DetectedVae",
+    "Kind",
     "build_clip_encoder",
     "build_llama_encoder",
     "build_transformer",
@@ -20,4 +22,5 @@ __all__ = [
     "detect_transformer",
     "detect_vae",
     "open_checkpoint",
+    "recognise",
 ]

@@ -12,6 +12,7 @@ from ..quantization import FP8_DTYPES
 from .checkpoint import Checkpoint
 from .key_maps import TRANSFORMER_DIALECTS, VAE_DIALECTS, KeyView, find_view
 from .policies import LinearPolicy, find_policy
+from .recognise import recognise, refusal
 
 TRANSFORMER_PROBES = (
     "txt_in.individual_token_refiner.blocks.0.self_attn_qkv.weight",
@@ -24,52 +25,14 @@ VAE_PROBES = (
     "post_quant_conv.weight",
 )
 DEFAULT_ROPE_SIXTEENTHS = (2, 7, 7)
-HUNYUAN_15_CHANNELS = 32
 # what the official configuration and diffusers' config.json call it
+EXPECTED_TRANSFORMER = (
+    "a HunyuanVideo transformer (for example hunyuan_video_720_cfgdistill_bf16.safetensors in models/diffusion_models)"
+)
+EXPECTED_VAE = "a HunyuanVideo VAE (for example hunyuan_video_vae_bf16.safetensors in models/vae)"
 ROPE_AXES_NAMES = ("rope_dim_list", "rope_axes_dim")
 HEADS_NAMES = ("heads_num", "num_attention_heads")
 
-SIGNATURES: tuple[tuple[str, str], ...] = (
-    ("clean_x_embedder.proj.weight", "a FramePack transformer"),
-    ("image_projection.linear_1.weight", "a FramePack transformer"),
-    ("vision_in.proj.0.weight", "a HunyuanVideo 1.5 transformer, another model family"),
-    ("cond_type_embedding.weight", "a HunyuanVideo 1.5 transformer, another model family"),
-    ("byt5_in.fc1.weight", "a HunyuanImage 2.1 or HunyuanVideo 1.5 transformer, another model family"),
-    ("context_embedder_2.linear_1.weight", "a HunyuanVideo 1.5 or HunyuanImage 2.1 transformer, another model family"),
-    ("individual_token_refiner.blocks.0.self_attn_qkv.weight", "a HunyuanVideo transformer"),
-    ("individual_token_refiner.blocks.0.self_attn.qkv.weight", "a HunyuanVideo transformer"),
-    ("token_refiner.refiner_blocks.0.attn.to_q.weight", "a HunyuanVideo transformer"),
-    ("lora_down.weight", "a LoRA"),
-    ("lora_A.weight", "a LoRA"),
-    ("label_emb.0.0.weight", "an SDXL-like U-Net checkpoint"),
-    ("conditioner.embedders.1.model.ln_final.weight", "an SDXL checkpoint"),
-    ("add_embedding.linear_1.weight", "an SDXL-like U-Net in diffusers' layout"),
-    ("input_blocks.0.0.weight", "a Stable Diffusion U-Net checkpoint"),
-    ("middle_block.1.proj_in.weight", "a Stable Diffusion U-Net checkpoint"),
-    ("down_blocks.0.resnets.0.time_emb_proj.weight", "a Stable Diffusion U-Net in diffusers' layout"),
-    ("blocks.0.cross_attn.norm_k.weight", "a Wan video transformer"),
-    ("blocks.0.self_attn.norm_q.weight", "a Wan video transformer"),
-    ("blocks.0.cross_attn.q.weight", "a Wan video transformer"),
-    ("blocks.0.self_attn.q.weight", "a Wan video transformer"),
-    ("condition_embedder.text_embedder.linear_1.weight", "a Wan video transformer"),
-    ("patchify_proj.weight", "an LTX video transformer"),
-    ("transformer_blocks.0.scale_shift_table", "an LTX video or PixArt transformer"),
-    ("t5_y_embedder.to_q.weight", "a Mochi video transformer"),
-    ("patch_embed.text_proj.weight", "a CogVideoX transformer"),
-    ("double_blocks.0.img_attn.norm.query_norm.scale", "a Flux-like transformer"),
-    ("double_blocks.0.img_attn.qkv.weight", "a Flux-like transformer"),
-    ("single_transformer_blocks.0.proj_mlp.weight", "a Flux-like transformer"),
-    ("joint_blocks.0.context_block.attn.qkv.weight", "a Stable Diffusion 3 transformer"),
-    ("decoder.mid_block.attentions.0.to_q.weight", "an image or video VAE"),
-    ("decoder.mid.attn_1.q.weight", "an image or video VAE"),
-    ("decoder.conv_in.conv.weight", "a video VAE"),
-    ("decoder.middle.0.residual.0.gamma", "a Wan video VAE"),
-    ("decoder.conv_in.weight", "an image VAE"),
-    ("multi_modal_projector.linear_1.weight", "a LLaVA vision-language model"),
-    ("vision_model.embeddings.class_embedding", "a CLIP vision encoder"),
-    ("layers.0.self_attn.k_proj.weight", "a language model or CLIP text encoder"),
-    ("encoder.block.0.layer.0.SelfAttention.k.weight", "a T5 text encoder"),
-)
 OFFICIAL_FP8_NAME = "mp_rank_00_model_states_fp8.pt"
 SCALE_SUFFIXES = (".scale_weight", ".weight_scale", ".fp8_scale", ".comfy_quant", "scaled_fp8")
 
@@ -100,14 +63,6 @@ class DetectedVae:
     view: KeyView
 
 
-def describe(checkpoint: Checkpoint) -> str:
-    """What the file holds, in a few words, for messages."""
-    for suffix, words in SIGNATURES:
-        if any(name == suffix or name.endswith("." + suffix) for name in checkpoint.tensors):
-            return words
-    return f"something unknown ({len(checkpoint.tensors)} tensors)"
-
-
 def detect_transformer(checkpoint: Checkpoint) -> DetectedTransformer:
     """Layout and sizes of a HunyuanVideo transformer file.
 
@@ -115,13 +70,9 @@ def detect_transformer(checkpoint: Checkpoint) -> DetectedTransformer:
         WrongModelError: the file holds something else, or weights with scales that are not read.
         ConfigError: the sizes stay ambiguous.
     """
-    words = describe(checkpoint)
     view = find_view(checkpoint, TRANSFORMER_DIALECTS, TRANSFORMER_PROBES)
-    if view is None or words != "a HunyuanVideo transformer":
-        raise WrongModelError(
-            f"{checkpoint.name} is {words}; expected a HunyuanVideo transformer "
-            "(for example hunyuan_video_720_cfgdistill_bf16.safetensors in models/diffusion_models)"
-        )
+    if view is None or recognise(checkpoint).part != "transformer":
+        raise refusal(checkpoint, EXPECTED_TRANSFORMER)
     refuse_scaled_weights(checkpoint)
     return DetectedTransformer(transformer_config(view), view, find_policy(view))
 
@@ -133,18 +84,9 @@ def detect_vae(checkpoint: Checkpoint) -> DetectedVae:
         WrongModelError: the file holds something else.
     """
     view = find_view(checkpoint, VAE_DIALECTS, VAE_PROBES)
-    if view is None or not all(probe in view for probe in VAE_PROBES):
-        raise WrongModelError(
-            f"{checkpoint.name} is {describe(checkpoint)}; expected a HunyuanVideo VAE "
-            "(for example hunyuan_video_vae_bf16.safetensors in models/vae)"
-        )
-    config = vae_config(view)
-    if config.latent_channels == HUNYUAN_15_CHANNELS:
-        raise WrongModelError(
-            f"{checkpoint.name} is a VAE of {HUNYUAN_15_CHANNELS} latent channels, as HunyuanVideo 1.5 has, another "
-            "model family; expected the HunyuanVideo VAE of 16 channels"
-        )
-    return DetectedVae(config, view)
+    if view is None or recognise(checkpoint).part != "vae":
+        raise refusal(checkpoint, EXPECTED_VAE)
+    return DetectedVae(vae_config(view), view)
 
 
 def refuse_scaled_weights(checkpoint: Checkpoint) -> None:

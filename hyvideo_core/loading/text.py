@@ -13,10 +13,13 @@ from ..errors import ConfigError, WrongModelError
 from ..text_encoders.clip import ClipTextEncoder, build_clip, load_clip
 from ..text_encoders.llm import LlamaTextEncoder, build_llama, load_llama
 from .checkpoint import Checkpoint, ReadTensor, TensorInfo
-from .detect import describe, refuse_scaled_weights
+from .detect import refuse_scaled_weights
+from .recognise import holds, refusal
 
 LLAMA_ANCHOR = "layers.0.self_attn.k_proj.weight"
 CLIP_ANCHOR = "embeddings.token_embedding.weight"
+EXPECTED_LLAMA = "the Llama-3 language model (for example llava_llama3_fp16.safetensors in models/text_encoders)"
+EXPECTED_CLIP = "a CLIP text encoder (for example clip_l.safetensors in models/text_encoders)"
 LLAMA_HEAD_SIZE = 128
 CLIP_HEAD_SIZE = 64
 
@@ -49,11 +52,8 @@ def detect_llama(checkpoint: Checkpoint) -> LlamaConfig:
         ConfigError: the number of attention heads stays unknown.
     """
     prefix = _prefix(checkpoint, LLAMA_ANCHOR)
-    if prefix is None or f"{prefix}embed_tokens.weight" not in checkpoint.tensors:
-        raise WrongModelError(
-            f"{checkpoint.name} is {_describe(checkpoint)}; expected the Llama-3 language model "
-            "(for example llava_llama3_fp16.safetensors in models/text_encoders)"
-        )
+    if prefix is None or not holds(checkpoint, "llm"):
+        raise refusal(checkpoint, EXPECTED_LLAMA)
     refuse_scaled_weights(checkpoint)
     embedding = _shape(checkpoint, f"{prefix}embed_tokens.weight")
     given, defaults = _given(checkpoint), LlamaConfig()
@@ -84,11 +84,8 @@ def detect_clip(checkpoint: Checkpoint) -> ClipTextConfig:
         ConfigError: the number of attention heads stays unknown.
     """
     prefix = _prefix(checkpoint, CLIP_ANCHOR)
-    if prefix is None:
-        raise WrongModelError(
-            f"{checkpoint.name} is {_describe(checkpoint)}; expected a CLIP text encoder "
-            "(for example clip_l.safetensors in models/text_encoders)"
-        )
+    if prefix is None or not holds(checkpoint, "clip"):
+        raise refusal(checkpoint, EXPECTED_CLIP)
     refuse_scaled_weights(checkpoint)
     embedding = _shape(checkpoint, prefix + CLIP_ANCHOR)
     given, defaults = _given(checkpoint), ClipTextConfig()
@@ -122,15 +119,6 @@ def build_clip_encoder(checkpoint: Checkpoint, config: ClipTextConfig, *, dtype:
     with checkpoint.reading() as read:
         load_clip(encoder, LazyTensors(checkpoint, _prefix(checkpoint, CLIP_ANCHOR) or "", read))
     return encoder
-
-
-def _describe(checkpoint: Checkpoint) -> str:
-    """In words, with Llama and CLIP told apart, since each is often chosen for the other."""
-    if _prefix(checkpoint, CLIP_ANCHOR) is not None:
-        return "a CLIP text encoder"
-    if _prefix(checkpoint, "embed_tokens.weight") is not None:
-        return "a language model"
-    return describe(checkpoint)
 
 
 def _given(checkpoint: Checkpoint) -> Mapping[str, Any]:

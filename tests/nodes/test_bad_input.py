@@ -59,7 +59,7 @@ def test_a_text_file_is_refused(broken, run_node):
 
 def test_a_vae_offered_as_transformer_is_named(broken, run_node):
     shutil.copy(broken / "vae" / "tiny.safetensors", broken / "diffusion_models" / "vae.safetensors")
-    with pytest.raises(WrongModelError, match=r"vae\.safetensors is an image or video VAE; expected a HunyuanVideo tr"):
+    with pytest.raises(WrongModelError, match=r"vae\.safetensors is a HunyuanVideo VAE; expected a HunyuanVideo tr"):
         run_node("HYVLoadModel", model="vae.safetensors")
 
 
@@ -83,7 +83,7 @@ def test_an_sdxl_checkpoint_is_named(broken, run_node):
 def test_encoders_in_each_others_place_are_named(models, run_node):
     with pytest.raises(WrongModelError, match=r"tiny_clip\.safetensors is a CLIP text encoder; expected the Llama-3"):
         run_node("HYVLoadTextEncoders", llm="tiny_clip.safetensors", clip="tiny_clip.safetensors")
-    with pytest.raises(WrongModelError, match=r"tiny_llama\.safetensors is a language model; expected a CLIP"):
+    with pytest.raises(WrongModelError, match=r"tiny_llama\.safetensors is a Llama language model; expected a CLIP"):
         run_node("HYVLoadTextEncoders", llm="tiny_llama.safetensors", clip="tiny_llama.safetensors")
 
 

@@ -141,7 +141,7 @@ def test_full_size_clip_is_recognised(manifest_dir):
 def test_each_encoder_refuses_the_other_by_name(manifest_dir):
     llama = from_table(manifest(manifest_dir, "llama3_8b_text.LlamaForCausalLM"))
     clip = from_table(manifest(manifest_dir, "clip_l_text.CLIPTextModel"))
-    with pytest.raises(WrongModelError, match=r"is a language model; expected a CLIP text encoder"):
+    with pytest.raises(WrongModelError, match=r"is a Llama language model; expected a CLIP text encoder"):
         detect_clip(llama)
     with pytest.raises(WrongModelError, match=r"is a CLIP text encoder; expected the Llama-3 language model"):
         detect_llama(clip)
@@ -332,5 +332,5 @@ def test_the_official_fp8_release_is_refused_since_its_scales_lie_in_another_fil
 def test_the_vae_of_hunyuanvideo_15_is_refused_by_name(manifest_dir):
     table = manifest(manifest_dir, "hunyuanvideo_vae.official")
     table["post_quant_conv.weight"] = ([32, 32, 1, 1, 1], "float32")
-    with pytest.raises(WrongModelError, match=r"32 latent channels, as HunyuanVideo 1\.5 has"):
+    with pytest.raises(WrongModelError, match=r"is a HunyuanVideo 1\.5 VAE \(32 latent channels\), another model family"):
         detect_vae(from_table(table))
