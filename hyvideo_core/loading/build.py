@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import prod
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..errors import WrongModelError
 from ..model import Transformer
 from ..quantization.base import StoredLinear, frozen
 from ..vae import VideoAutoencoder
 from .checkpoint import ReadTensor
+from .coverage import Coverage, view_coverage
 from .detect import DetectedTransformer, DetectedVae
-from .key_maps import KeyView, squeezed
+from .key_maps import KeyView
 from .policies import LinearPolicy, PlainWeights
 
 CPU = torch.device("cpu")
@@ -46,12 +45,19 @@ def build_vae(detected: DetectedVae, *, dtype: torch.dtype, device: torch.device
     return load_weights(model, detected.view, PlainWeights(detected.view), dtype=dtype, device=device)
 
 
-def check_complete(detected: DetectedTransformer | DetectedVae) -> None:
-    """Refuses a file whose tensors do not make up the model of its sizes, from its header alone.
+def check_complete(detected: DetectedTransformer | DetectedVae) -> Coverage:
+    """Refuses a file whose tensors do not make up the model of its sizes, from its header alone; see `coverage`.
 
     Raises:
         WrongModelError: tensors are missing, unknown or of other shapes.
     """
+    found = coverage(detected)
+    found.check(detected.view.checkpoint.name)
+    return found
+
+
+def coverage(detected: DetectedTransformer | DetectedVae) -> Coverage:
+    """How many tensors of the model of its sizes a file gives, from its header alone."""
     with torch.inference_mode(False), torch.device("meta"):
         if isinstance(detected, DetectedTransformer):
             model: nn.Module = Transformer(detected.config)
@@ -59,7 +65,7 @@ def check_complete(detected: DetectedTransformer | DetectedVae) -> None:
         else:
             model = VideoAutoencoder(detected.config)
             policy = PlainWeights(detected.view)
-    _check_header(model.state_dict(), detected.view, policy)
+    return _coverage(model, detected.view, policy)
 
 
 def load_weights(
@@ -73,7 +79,7 @@ def load_weights(
         WrongModelError: tensors are missing, unknown or of other shapes.
     """
     wanted = model.state_dict()
-    _check_header(wanted, view, policy)
+    _coverage(model, view, policy).check(view.checkpoint.name)
     with torch.inference_mode(False), view.checkpoint.reading() as read:
         for key, empty in wanted.items():
             _load_tensor(model, key, tuple(empty.shape), read, policy, dtype, device)
@@ -112,22 +118,6 @@ def _stored_layer(
     return policy.layer(key, (shape[0], prod(shape[1:])), has_bias=has_bias, compute_dtype=dtype)
 
 
-def _check_header(wanted: Mapping[str, Tensor], view: KeyView, policy: LinearPolicy) -> None:
-    missing = [key for key in wanted if key not in view]
-    used = {name for key in wanted for name in (*view.names(key), *policy.companions(key))}
-    used.update(policy.marks)
-    stray = [name for name in view.checkpoint.tensors if name.startswith(view.prefix) and name not in used]
-    for words, names in (("lacks", missing), ("has unexpected", stray)):
-        if names:
-            raise WrongModelError(
-                f"{view.checkpoint.name} {words} {len(names)} tensors, such as {', '.join(names[:3])}; "
-                "it is incomplete or of a model that this pack does not know"
-            )
-    for key, empty in wanted.items():
-        shape = view.info(key).shape
-        # 1x1x1 convolutions stand where others have linear layers
-        if squeezed(shape) != squeezed(tuple(empty.shape)):
-            raise WrongModelError(
-                f"{view.checkpoint.name}: {key} is {list(shape)}, expected {list(empty.shape)}; "
-                "the file is damaged or of a model that this pack does not know"
-            )
+def _coverage(model: nn.Module, view: KeyView, policy: LinearPolicy) -> Coverage:
+    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    return view_coverage(shapes, view, policy)

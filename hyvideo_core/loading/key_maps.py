@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import WrongModelError
-from .checkpoint import Checkpoint, ReadTensor, TensorInfo
+from .checkpoint import Checkpoint, ReadTensor, TensorInfo, plain_tensor
 
 Renames = tuple[tuple[str, str], ...]
 
@@ -187,12 +187,19 @@ class KeyView:
                 "it is incomplete, download it again"
             )
         infos = [self.checkpoint.tensors[name] for name in self.names(key)]
+        if len({info.shape[1:] for info in infos}) > 1 or not all(info.shape for info in infos):
+            shapes = " and ".join(str(list(info.shape)) for info in infos)
+            raise WrongModelError(
+                f"{self.checkpoint.name}: {', '.join(self.names(key))} of {shapes} make no weight {key}; "
+                "the file is damaged, download it again"
+            )
         rows = sum(info.shape[0] for info in infos)
         return TensorInfo((rows, *infos[0].shape[1:]), infos[0].dtype)
 
     def load(self, key: str, shape: tuple[int, ...], read: ReadTensor) -> Tensor:
-        """Official tensor `key`, joined from its parts."""
-        return self.dialect.join(key, [read(name) for name in self.names(key)], shape)
+        """Official tensor `key` in numbers, joined from its parts."""
+        parts = [plain_tensor(read(name), self.checkpoint.tensors[name]) for name in self.names(key)]
+        return self.dialect.join(key, parts, shape)
 
 
 def find_view(checkpoint: Checkpoint, dialects: tuple[Dialect, ...], probes: tuple[str, ...]) -> KeyView | None:

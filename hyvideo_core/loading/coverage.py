@@ -1,0 +1,109 @@
+"""How much of a model a file holds, told from its header, and the refusal of a file that is not whole."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from ..errors import WrongModelError
+from .key_maps import KeyView, squeezed
+from .policies import LinearPolicy
+
+NUM_SHOWN = 3
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Coverage:
+    """The tensors of a model against those of a file.
+
+    Attributes:
+        expected: how many tensors the model has.
+        missing: names that the file lacks.
+        misshapen: sentences about tensors of another shape.
+        stray: names in the file, among the model's own, that the model does not have.
+        aside: names in the file that belong to something else or are known and not needed.
+    """
+
+    expected: int
+    missing: tuple[str, ...] = field(default=())
+    misshapen: tuple[str, ...] = field(default=())
+    stray: tuple[str, ...] = field(default=())
+    aside: tuple[str, ...] = field(default=())
+
+    @property
+    def matched(self) -> int:
+        """How many of the model's tensors the file gives."""
+        return self.expected - len(self.missing) - len(self.misshapen)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the file gives all of the model and nothing that is not understood."""
+        return self.matched == self.expected and not self.stray
+
+    def __str__(self) -> str:
+        beside = f", {len(self.stray)} unexpected" if self.stray else ""
+        return f"{self.matched} of {self.expected} tensors{beside}"
+
+    def problem(self) -> str | None:
+        """What is wrong, counted and with examples; None for a whole file."""
+        if self.is_whole:
+            return None
+        problems = []
+        if self.missing:
+            problems.append(f"lacks {len(self.missing)} tensors, such as {listed(self.missing)}")
+        if self.stray:
+            problems.append(f"has unexpected {len(self.stray)} tensors, such as {listed(self.stray)}")
+        if self.misshapen:
+            problems.append(f"has {len(self.misshapen)} tensors of another shape: {listed(self.misshapen)}")
+        return (
+            f"{', and it '.join(problems)} ({self.matched} of {self.expected} fit); "
+            "it is incomplete, damaged or of a model that this pack does not know"
+        )
+
+    def check(self, name: str) -> None:
+        """Refuses a file, called `name`, that is not whole.
+
+        Raises:
+            WrongModelError: says how many tensors are missing, unknown or of other shapes, and names some.
+        """
+        problem = self.problem()
+        if problem is not None:
+            raise WrongModelError(f"{name} {problem}")
+
+
+def view_coverage(wanted: Shapes, view: KeyView, policy: LinearPolicy) -> Coverage:
+    """How a file, seen through official names, fits the shapes of a model.
+
+    Args:
+        wanted: shapes by official name.
+        view: the file.
+        policy: how it stores weights: its companions and marks are no strays.
+    """
+    used = {name for key in wanted for name in (*view.names(key), *policy.companions(key))}
+    used.update(policy.marks)
+    names = view.checkpoint.tensors
+    present = [key for key in wanted if key in view]
+    return Coverage(
+        expected=len(wanted),
+        missing=tuple(key for key in wanted if key not in view),
+        misshapen=misshapen({key: wanted[key] for key in present}, {key: view.info(key).shape for key in present}),
+        stray=tuple(name for name in names if name.startswith(view.prefix) and name not in used),
+        aside=tuple(name for name in names if not name.startswith(view.prefix) and name not in used),
+    )
+
+
+def misshapen(wanted: Shapes, found: Shapes) -> tuple[str, ...]:
+    """Sentences about tensors whose shapes differ by more than axes of length 1."""
+    # 1x1x1 convolutions stand where others have linear layers
+    return tuple(
+        f"{key} is {list(found[key])}, expected {list(shape)}"
+        for key, shape in wanted.items()
+        if squeezed(found[key]) != squeezed(shape)
+    )
+
+
+def listed(names: Collection[str] | Iterable[str]) -> str:
+    """The first few names; each cut where it is endless."""
+    shown = [name if len(name) <= 120 else name[:117] + "..." for name, _ in zip(names, range(NUM_SHOWN), strict=False)]
+    return ", ".join(shown)
