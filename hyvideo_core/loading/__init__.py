@@ -1,7 +1,8 @@
 """Files to models: open, detect, map names, build."""
 
 from .build import build_transformer, build_vae, check_complete
-from .checkpoint import Checkpoint, open_checkpoint
+from .checkpoint import Checkpoint
+from .containers import open_checkpoint
 from .detect import DetectedTransformer, DetectedVae, detect_transformer, detect_vae
 from .recognise import Kind, describe, recognise
 from .text import build_clip_encoder, build_llama_encoder, detect_clip, detect_llama

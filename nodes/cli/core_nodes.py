@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...hyvideo_core.errors import CheckpointError, UntrustedFileError
-from ...hyvideo_core.loading.checkpoint import open_checkpoint
+from ...hyvideo_core.loading import open_checkpoint
 from ..host import (
     OUT_OF_MEMORY,
     check_interrupt,

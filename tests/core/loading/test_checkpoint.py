@@ -9,8 +9,7 @@ import struct
 import pytest
 import torch
 from hyvideo_nodes.hyvideo_core.errors import CheckpointError, CorruptFileError, UntrustedFileError
-from hyvideo_nodes.hyvideo_core.loading import build_transformer, detect_transformer, open_checkpoint
-from hyvideo_nodes.hyvideo_core.loading import checkpoint as checkpoint_module
+from hyvideo_nodes.hyvideo_core.loading import build_transformer, detect_transformer, open_checkpoint, safetensors_file
 from safetensors.torch import load_file, save_file
 
 needs_pickles = pytest.mark.skipif(
@@ -211,7 +210,7 @@ def test_a_tensor_of_unknown_dtype_is_named(tmp_path):
 
 def test_each_tensor_is_read_once_and_kept_without_a_copy(golden_dir, monkeypatch):
     reads: list[str] = []
-    original = checkpoint_module.safe_open
+    original = safetensors_file.safe_open
 
     class Counting:
         def __init__(self, *arguments, **options):
@@ -231,7 +230,7 @@ def test_each_tensor_is_read_once_and_kept_without_a_copy(golden_dir, monkeypatc
         def __exit__(self, *error):
             return self.file.__exit__(*error)
 
-    monkeypatch.setattr(checkpoint_module, "safe_open", Counting)
+    monkeypatch.setattr(safetensors_file, "safe_open", Counting)
     detected = detect_transformer(open_checkpoint(golden_dir / "dit_weights.safetensors"))
     assert reads == []
     build_transformer(detected, dtype=torch.float32)

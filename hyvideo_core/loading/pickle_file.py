@@ -1,0 +1,102 @@
+"""A torch.save file, opened without executing anything that it holds."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+from zipfile import BadZipFile, is_zipfile
+
+import torch
+from torch import Tensor
+
+from ..errors import CorruptFileError, UntrustedFileError
+from .checkpoint import Checkpoint, ReadTensor, TensorInfo, parse_config
+
+PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+WRAPPER_KEYS = ("module", "state_dict", "model", "ema", "params_ema", "params")
+MAX_WRAPPERS = 8  # a table may hold itself
+# what torch.load raises where the bytes are not those of a pickle
+DAMAGES = (
+    RuntimeError,
+    EOFError,
+    ValueError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    TypeError,
+    AssertionError,
+    OverflowError,
+    RecursionError,
+    MemoryError,
+    OSError,
+    BadZipFile,
+    struct.error,
+)
+
+
+class PickleFile(Checkpoint):
+    """A torch.save file."""
+
+    @contextmanager
+    def reading(self) -> Iterator[ReadTensor]:
+        """See Checkpoint.reading."""
+        # weights made in inference mode could never be trained
+        with torch.inference_mode(False):
+            weights, _ = _unwrap(load_pickle(self.path, "cpu"), self.name)
+        yield weights.__getitem__
+
+
+def open_pickle(path: Path) -> PickleFile:
+    """Names and shapes in a torch.save file, from inside the wrappers that trainers put around them.
+
+    Raises:
+        UntrustedFileError: it holds more than tensors, or this PyTorch would execute it.
+        CorruptFileError: damaged, or without tensors.
+    """
+    weights, config = _unwrap(load_pickle(path, "meta"), path.name)
+    infos = {name: TensorInfo(tuple(value.shape), value.dtype) for name, value in weights.items()}
+    return PickleFile(path=path, tensors=infos, config=config)
+
+
+def load_pickle(path: Path, device: str) -> Any:
+    """What a torch.save file holds.
+
+    Raises:
+        UntrustedFileError: it holds more than tensors and plain values, or this PyTorch would execute it.
+        CorruptFileError: it is damaged.
+    """
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if version < (2, 6):
+        raise UntrustedFileError(
+            f"{path.name} is a pickle, and PyTorch {torch.__version__} may execute code from one even with "
+            "weights_only; use a .safetensors file, or PyTorch 2.6 or newer"
+        )
+    try:
+        # files from before PyTorch 1.6 are no zip archives and cannot be mapped
+        return torch.load(path, map_location=device, weights_only=True, mmap=is_zipfile(path))
+    except UnpicklingError as error:
+        raise UntrustedFileError(
+            f"{path.name} holds more than tensors and was not opened; use a .safetensors file"
+        ) from error
+    except DAMAGES as error:
+        raise CorruptFileError(f"{path.name} is not a readable PyTorch file; download it again") from error
+
+
+def _unwrap(content: Any, name: str) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    """The flat table of tensors inside the layers that trainers put around it, and the config beside it."""
+    config: Mapping[str, Any] = {}
+    for _ in range(MAX_WRAPPERS):
+        if not isinstance(content, dict):
+            break
+        given = content.get("config")
+        if isinstance(given, dict | str):
+            config = given if isinstance(given, dict) else parse_config(given, name)
+        inner = next((content[key] for key in WRAPPER_KEYS if isinstance(content.get(key), dict)), None)
+        if inner is None:
+            return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}, config
+        content = inner
+    raise CorruptFileError(f"{name} holds no table of tensors; use the model's weights file")
