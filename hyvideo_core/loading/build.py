@@ -78,8 +78,15 @@ def load_weights(
     Raises:
         WrongModelError: tensors are missing, unknown or of other shapes.
     """
-    wanted = model.state_dict()
     _coverage(model, view, policy).check(view.checkpoint.name)
+    return fill_weights(model, view, policy, dtype=dtype, device=device)
+
+
+def fill_weights(
+    model: ModuleT, view: KeyView, policy: LinearPolicy, *, dtype: torch.dtype, device: torch.device
+) -> ModuleT:
+    """As `load_weights`, for a file that was found to be whole."""
+    wanted = model.state_dict()
     with torch.inference_mode(False), view.checkpoint.reading() as read:
         for key, empty in wanted.items():
             _load_tensor(model, key, tuple(empty.shape), read, policy, dtype, device)
@@ -95,17 +102,38 @@ def _load_tensor(
     dtype: torch.dtype,
     device: torch.device,
 ) -> None:
+    if not place_stored(model, key, shape, read, policy, dtype, device):
+        path, _, name = key.rpartition(".")
+        tensor = policy.view.load(key, shape, read).to(device, dtype)
+        setattr(model.get_submodule(path), name, frozen(tensor))
+
+
+def place_stored(
+    model: nn.Module,
+    key: str,
+    shape: tuple[int, ...],
+    read: ReadTensor,
+    policy: LinearPolicy,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> bool:
+    """Loads a weight that is not stored as it is: a linear layer is replaced, anything else gets it widened.
+
+    Returns:
+        False for any other tensor, which is left to the caller.
+    """
     path, _, name = key.rpartition(".")
     module = model.get_submodule(path)
-    if (layer := _stored_layer(module, key, shape, policy, dtype)) is None:
-        setattr(module, name, frozen(policy.view.load(key, shape, read).to(device, dtype)))
-        return
+    layer = _stored_layer(module, key, shape, policy, dtype)
+    if layer is None:
+        return False
     policy.fill(layer, key, read, device)
     if isinstance(module, nn.Linear):
         layer.bias = module.bias
         model.set_submodule(path, layer)
     else:
         setattr(module, name, frozen(layer.dequantized().reshape(shape)))
+    return True
 
 
 def _stored_layer(
@@ -115,7 +143,8 @@ def _stored_layer(
     if len(shape) < 2 or not key.endswith(".weight"):
         return None
     has_bias = getattr(module, "bias", None) is not None
-    return policy.layer(key, (shape[0], prod(shape[1:])), has_bias=has_bias, compute_dtype=dtype)
+    with torch.device("meta"):
+        return policy.layer(key, (shape[0], prod(shape[1:])), has_bias=has_bias, compute_dtype=dtype)
 
 
 def _coverage(model: nn.Module, view: KeyView, policy: LinearPolicy) -> Coverage:

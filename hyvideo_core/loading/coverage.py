@@ -22,13 +22,15 @@ class Coverage:
         missing: names that the file lacks.
         misshapen: sentences about tensors of another shape.
         stray: names in the file, among the model's own, that the model does not have.
-        aside: names in the file that belong to something else or are known and not needed.
+        beside: names in the file that stand outside the model, and belong to something else.
+        aside: names in the file that are known and not needed.
     """
 
     expected: int
     missing: tuple[str, ...] = field(default=())
     misshapen: tuple[str, ...] = field(default=())
     stray: tuple[str, ...] = field(default=())
+    beside: tuple[str, ...] = field(default=())
     aside: tuple[str, ...] = field(default=())
 
     @property
@@ -42,8 +44,8 @@ class Coverage:
         return self.matched == self.expected and not self.stray
 
     def __str__(self) -> str:
-        beside = f", {len(self.stray)} unexpected" if self.stray else ""
-        return f"{self.matched} of {self.expected} tensors{beside}"
+        stray = f", {len(self.stray)} unexpected" if self.stray else ""
+        return f"{self.matched} of {self.expected} tensors{stray}"
 
     def problem(self) -> str | None:
         """What is wrong, counted and with examples; None for a whole file."""
@@ -89,7 +91,7 @@ def view_coverage(wanted: Shapes, view: KeyView, policy: LinearPolicy) -> Covera
         missing=tuple(key for key in wanted if key not in view),
         misshapen=misshapen({key: wanted[key] for key in present}, {key: view.info(key).shape for key in present}),
         stray=tuple(name for name in names if name.startswith(view.prefix) and name not in used),
-        aside=tuple(name for name in names if not name.startswith(view.prefix) and name not in used),
+        beside=tuple(name for name in names if not name.startswith(view.prefix) and name not in used),
     )
 
 

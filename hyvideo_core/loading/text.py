@@ -1,104 +1,149 @@
-"""Text encoder files: sizes from shapes, then the encoder with its weights."""
+"""Text encoder files: sizes from shapes, whether all is there, then the encoder with its weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import logging
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..config import ClipTextConfig, LlamaConfig
 from ..errors import ConfigError, WrongModelError
-from ..text_encoders.clip import ClipTextEncoder, build_clip, load_clip
-from ..text_encoders.llm import LlamaTextEncoder, build_llama, load_llama
-from .checkpoint import Checkpoint, ReadTensor, TensorInfo
-from .detect import refuse_scaled_weights
+from ..text_encoders.clip import CLIP_LAYOUTS, ClipTextEncoder, build_clip, clip_shapes
+from ..text_encoders.llm import LlamaTextEncoder, build_llama, llama_layouts, llama_shapes
+from ..text_encoders.weights import KeyLayouts
+from .build import fill_weights
+from .checkpoint import Checkpoint
+from .coverage import Coverage, Shapes, view_coverage
+from .key_maps import OFFICIAL, KeyView
+from .policies import find_policy
 from .recognise import holds, refusal
+from .settings import choice, number, whole
 
-LLAMA_ANCHOR = "layers.0.self_attn.k_proj.weight"
+logger = logging.getLogger(__name__)
+
+LLAMA_ANCHOR = "embed_tokens.weight"
 CLIP_ANCHOR = "embeddings.token_embedding.weight"
 EXPECTED_LLAMA = "the Llama-3 language model (for example llava_llama3_fp16.safetensors in models/text_encoders)"
 EXPECTED_CLIP = "a CLIP text encoder (for example clip_l.safetensors in models/text_encoders)"
 LLAMA_HEAD_SIZE = 128
 CLIP_HEAD_SIZE = 64
-
-
-class LazyTensors(Mapping[str, Tensor]):
-    """The tensors of a checkpoint under a prefix, by their names without it, each read when it is asked for."""
-
-    def __init__(self, checkpoint: Checkpoint, prefix: str, read: ReadTensor) -> None:
-        self._tensors = {name.removeprefix(prefix) for name in checkpoint.tensors if name.startswith(prefix)}
-        self._prefix, self._read = prefix, read
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._read(self._prefix + name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors  # the inherited test would read the tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
+MAX_LAYERS = 1000
+LLAMA3_ROWS = range(128256, 128321)  # with and without the tokens that LLaVA adds
+ACTIVATIONS = ("quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh")
+# what lies beside the text part in files of whole models, by the words that name it there
+BESIDE = {
+    "vision_tower.": "a vision tower",
+    "vision_model.": "a vision model",
+    "multi_modal_projector.": "a projector of image tokens",
+    "lm_head.": "the language model's head",
+}
 
 
 def detect_llama(checkpoint: Checkpoint) -> LlamaConfig:
     """Sizes of a language model file, of a plain Llama or inside a LLaVA.
 
     Raises:
-        WrongModelError: the file holds something else, or weights with scales that are not read.
+        WrongModelError: the file holds something else, or lacks what its sizes are told from.
         ConfigError: the number of attention heads stays unknown.
     """
-    prefix = _prefix(checkpoint, LLAMA_ANCHOR)
-    if prefix is None or not holds(checkpoint, "llm"):
+    if not holds(checkpoint, "llm"):
         raise refusal(checkpoint, EXPECTED_LLAMA)
-    refuse_scaled_weights(checkpoint)
-    embedding = _shape(checkpoint, f"{prefix}embed_tokens.weight")
+    view = llama_view(checkpoint)
     given, defaults = _given(checkpoint), LlamaConfig()
-    if given.get("rope_scaling"):
+    if given.get("rope_scaling") or _rope_parameters(given).get("rope_type", "default") != "default":
         raise WrongModelError(
             f"{checkpoint.name} is a language model with scaled positions (Llama 3.1 or newer); expected "
             "LLaVA-Llama-3, which HunyuanVideo was trained with"
         )
-    num_heads = _num_heads(checkpoint, embedding[1], LLAMA_HEAD_SIZE)
-    keys = _shape(checkpoint, prefix + LLAMA_ANCHOR)[0]
+    rows, width = _shape(view, LLAMA_ANCHOR)
+    num_heads = _num_heads(checkpoint, width, LLAMA_HEAD_SIZE)
+    keys, _ = _shape(view, "layers.0.self_attn.k_proj.weight")
+    # a file that was cut short has the sizes of a whole one, except for its layers
+    is_llama3 = width == defaults.hidden_size and rows in LLAMA3_ROWS
+    num_layers = max(_num_layers(view, r"layers\.(\d+)\."), defaults.num_layers if is_llama3 else 1)
     return LlamaConfig(
-        vocab_size=embedding[0],
-        hidden_size=embedding[1],
-        ffn_size=_shape(checkpoint, f"{prefix}layers.0.mlp.gate_proj.weight")[0],
-        num_layers=_count(checkpoint, prefix + "layers.{}.self_attn.k_proj.weight"),
+        vocab_size=rows,
+        hidden_size=width,
+        ffn_size=_shape(view, "layers.0.mlp.gate_proj.weight")[0],
+        num_layers=max(num_layers, whole(checkpoint, given, "num_hidden_layers", default=1, largest=MAX_LAYERS)),
         num_heads=num_heads,
-        num_kv_heads=keys * num_heads // embedding[1],
-        rope_theta=float(given.get("rope_theta") or _rope_parameters(given).get("rope_theta", defaults.rope_theta)),
-        rms_eps=float(given.get("rms_norm_eps", defaults.rms_eps)),
+        num_kv_heads=keys * num_heads // width,
+        rope_theta=number(checkpoint, {**_rope_parameters(given), **given}, "rope_theta", default=defaults.rope_theta),
+        rms_eps=number(checkpoint, given, "rms_norm_eps", default=defaults.rms_eps),
     )
 
 
 def detect_clip(checkpoint: Checkpoint) -> ClipTextConfig:
     """Sizes of a CLIP text encoder file, of the text part alone or of the whole model.
 
+    Longer position tables than CLIP's own 77, such as LongCLIP's 248, are used in their whole length.
+
     Raises:
-        WrongModelError: the file holds something else, or weights with scales that are not read.
+        WrongModelError: the file holds something else, or lacks what its sizes are told from.
         ConfigError: the number of attention heads stays unknown.
     """
-    prefix = _prefix(checkpoint, CLIP_ANCHOR)
-    if prefix is None or not holds(checkpoint, "clip"):
+    if not holds(checkpoint, "clip"):
         raise refusal(checkpoint, EXPECTED_CLIP)
-    refuse_scaled_weights(checkpoint)
-    embedding = _shape(checkpoint, prefix + CLIP_ANCHOR)
+    view = clip_view(checkpoint)
     given, defaults = _given(checkpoint), ClipTextConfig()
+    rows, width = _shape(view, CLIP_ANCHOR)
     return ClipTextConfig(
-        vocab_size=embedding[0],
-        hidden_size=embedding[1],
-        ffn_size=_shape(checkpoint, f"{prefix}encoder.layers.0.mlp.fc1.weight")[0],
-        num_layers=_count(checkpoint, prefix + "encoder.layers.{}.mlp.fc1.weight"),
-        num_heads=_num_heads(checkpoint, embedding[1], CLIP_HEAD_SIZE),
-        max_positions=_shape(checkpoint, f"{prefix}embeddings.position_embedding.weight")[0],
-        activation=str(given.get("hidden_act", defaults.activation)),
-        norm_eps=float(given.get("layer_norm_eps", defaults.norm_eps)),
+        vocab_size=rows,
+        hidden_size=width,
+        ffn_size=_shape(view, "encoder.layers.0.mlp.fc1.weight")[0],
+        num_layers=max(
+            _num_layers(view, r"encoder\.layers\.(\d+)\."),
+            whole(checkpoint, given, "num_hidden_layers", default=1, largest=MAX_LAYERS),
+            defaults.num_layers if width == defaults.hidden_size else 1,
+        ),
+        num_heads=_num_heads(checkpoint, width, CLIP_HEAD_SIZE),
+        max_positions=_shape(view, "embeddings.position_embedding.weight")[0],
+        activation=choice(checkpoint, given, "hidden_act", ACTIVATIONS, defaults.activation),
+        norm_eps=number(checkpoint, given, "layer_norm_eps", default=defaults.norm_eps),
     )
+
+
+def llama_view(checkpoint: Checkpoint) -> KeyView:
+    """The language model in a file, by the names of LlamaModel."""
+    return KeyView(checkpoint, OFFICIAL, _prefix(checkpoint, LLAMA_ANCHOR))
+
+
+def clip_view(checkpoint: Checkpoint) -> KeyView:
+    """The text model in a file, by the names of CLIPTextTransformer."""
+    return KeyView(checkpoint, OFFICIAL, _prefix(checkpoint, CLIP_ANCHOR))
+
+
+def check_llama(checkpoint: Checkpoint, config: LlamaConfig) -> Coverage:
+    """Refuses a file that does not hold the whole language model of its sizes, from its header alone.
+
+    Raises:
+        WrongModelError: tensors are missing, unknown or of other shapes.
+    """
+    coverage = llama_coverage(checkpoint, config)
+    coverage.check(checkpoint.name)
+    return coverage
+
+
+def llama_coverage(checkpoint: Checkpoint, config: LlamaConfig) -> Coverage:
+    """How many tensors of the language model of its sizes a file gives; of its last layers none are needed."""
+    return _coverage(llama_view(checkpoint), llama_shapes(config), llama_layouts(config))
+
+
+def check_clip(checkpoint: Checkpoint, config: ClipTextConfig) -> Coverage:
+    """Refuses a file that does not hold the whole text encoder of its sizes; see `check_llama`."""
+    coverage = clip_coverage(checkpoint, config)
+    coverage.check(checkpoint.name)
+    return coverage
+
+
+def clip_coverage(checkpoint: Checkpoint, config: ClipTextConfig) -> Coverage:
+    """How many tensors of the text encoder of its sizes a file gives."""
+    return _coverage(clip_view(checkpoint), clip_shapes(config), CLIP_LAYOUTS)
 
 
 def build_llama_encoder(checkpoint: Checkpoint, config: LlamaConfig, *, dtype: torch.dtype) -> LlamaTextEncoder:
@@ -107,18 +152,38 @@ def build_llama_encoder(checkpoint: Checkpoint, config: LlamaConfig, *, dtype: t
     Raises:
         WrongModelError: tensors are missing, unknown or of other shapes.
     """
+    check_llama(checkpoint, config)
     encoder = build_llama(config, dtype=dtype)
-    with checkpoint.reading() as read:
-        load_llama(encoder, LazyTensors(checkpoint, _prefix(checkpoint, LLAMA_ANCHOR) or "", read))
+    _fill(encoder.model, llama_view(checkpoint), dtype)
     return encoder
 
 
 def build_clip_encoder(checkpoint: Checkpoint, config: ClipTextConfig, *, dtype: torch.dtype) -> ClipTextEncoder:
     """The CLIP text encoder with its weights, on the CPU; see `build_llama_encoder`."""
+    check_clip(checkpoint, config)
     encoder = build_clip(config, dtype=dtype)
-    with checkpoint.reading() as read:
-        load_clip(encoder, LazyTensors(checkpoint, _prefix(checkpoint, CLIP_ANCHOR) or "", read))
+    _fill(encoder.model, clip_view(checkpoint), dtype)
     return encoder
+
+
+def _fill(model: torch.nn.Module, view: KeyView, dtype: torch.dtype) -> None:
+    fill_weights(model, view, find_policy(view), dtype=dtype, device=torch.device("cpu"))
+
+
+def _coverage(view: KeyView, shapes: Shapes, layouts: KeyLayouts) -> Coverage:
+    """Coverage in which tensors that files of whole models have beside the text part are no strays."""
+    found = view_coverage(shapes, view, find_policy(view))
+    needless = re.compile("|".join(f"(?:{rule})" for rule in layouts.ignored)).match
+    stray = tuple(name for name in found.stray if not needless(name.removeprefix(view.prefix)))
+    beside = tuple(name for name in found.beside if not needless(name))
+    known = {*found.stray, *found.beside} - {*stray, *beside}
+    return replace(found, stray=stray, beside=beside, aside=tuple(sorted(known)))
+
+
+def parts_aside(coverage: Coverage) -> str:
+    """What a file holds that a text encoder does not need, in words; empty if nothing."""
+    counts = Counter(words for name in coverage.aside for mark, words in BESIDE.items() if mark in name)
+    return ", ".join(f"{words} ({count} tensors)" for words, count in counts.items())
 
 
 def _given(checkpoint: Checkpoint) -> Mapping[str, Any]:
@@ -129,8 +194,9 @@ def _given(checkpoint: Checkpoint) -> Mapping[str, Any]:
 
 def _num_heads(checkpoint: Checkpoint, width: int, usual_head_size: int) -> int:
     """Attention heads from the file's configuration, else as many as the published models' head size gives."""
-    num_heads = int(_given(checkpoint).get("num_attention_heads") or width // usual_head_size)
-    if num_heads < 1 or width % num_heads:
+    usual = max(1, width // usual_head_size) if width % usual_head_size == 0 else 0
+    num_heads = whole(checkpoint, _given(checkpoint), "num_attention_heads", default=usual, largest=width)
+    if num_heads < 1 or width < 1 or width % num_heads:
         raise ConfigError(
             f"{checkpoint.name} is {width} wide, which {num_heads} attention heads do not divide; "
             "correct num_attention_heads in the file's config metadata"
@@ -144,23 +210,25 @@ def _rope_parameters(given: Mapping[str, Any]) -> Mapping[str, Any]:
     return inner if isinstance(inner, dict) else {}
 
 
-def _prefix(checkpoint: Checkpoint, suffix: str) -> str | None:
-    """What stands before the text model's own names; a vision tower has such layers too."""
+def _prefix(checkpoint: Checkpoint, anchor: str) -> str:
+    """What stands before the text model's own names."""
     for name in checkpoint.tensors:
-        if name.endswith(suffix) and "vision" not in name:
-            return name[: -len(suffix)]
-    return None
+        if name == anchor or name.endswith("." + anchor):
+            return name[: -len(anchor)]
+    return ""
 
 
-def _shape(checkpoint: Checkpoint, name: str) -> tuple[int, ...]:
-    info: TensorInfo | None = checkpoint.tensors.get(name)
-    if info is None:
-        raise WrongModelError(f"{checkpoint.name} lacks {name}; it is incomplete, download it again")
-    return info.shape
+def _shape(view: KeyView, key: str) -> tuple[int, int]:
+    shape = view.info(key).shape
+    if len(shape) != 2:
+        raise WrongModelError(
+            f"{view.checkpoint.name}: {key} is {list(shape)}, expected a matrix; the file is damaged, download it again"
+        )
+    return shape[0], shape[1]
 
 
-def _count(checkpoint: Checkpoint, pattern: str) -> int:
-    count = 0
-    while pattern.format(count) in checkpoint.tensors:
-        count += 1
-    return count
+def _num_layers(view: KeyView, pattern: str) -> int:
+    """One more than the highest layer, so that layers which lack tensors are missed and not overlooked."""
+    matches = map(re.compile(re.escape(view.prefix) + pattern).match, view.checkpoint.tensors)
+    found = {int(match[1]) for match in matches if match and len(match[1]) < 4}
+    return max(found, default=0) + 1

@@ -5,7 +5,7 @@ Shapes: B batch, L tokens, P pooled width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -83,6 +83,26 @@ class ClipTextEncoder(nn.Module):
         return self.model.embeddings
 
 
+def clip_shapes(config: ClipTextConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the encoder by its own name, without building it."""
+    width, ffn = config.hidden_size, config.ffn_size
+    matrices = {f"self_attn.{part}_proj": (width, width) for part in "kvq"} | {"self_attn.out_proj": (width, width)}
+    matrices |= {"mlp.fc1": (ffn, width), "mlp.fc2": (width, ffn)}
+    norms = ["layer_norm1", "layer_norm2"]
+    layer: dict[str, tuple[int, ...]] = {f"{name}.weight": shape for name, shape in matrices.items()}
+    layer |= {f"{name}.bias": shape[:1] for name, shape in matrices.items()}
+    layer |= {f"{norm}.{part}": (width,) for norm in norms for part in ("weight", "bias")}
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.token_embedding.weight": (config.vocab_size, width),
+        "embeddings.position_embedding.weight": (config.max_positions, width),
+        "final_layer_norm.weight": (width,),
+        "final_layer_norm.bias": (width,),
+    }
+    for index in range(config.num_layers):
+        shapes |= {f"encoder.layers.{index}.{name}": shape for name, shape in layer.items()}
+    return shapes
+
+
 def build_clip(config: ClipTextConfig, *, dtype: torch.dtype, device: torch.device | str = "meta") -> ClipTextEncoder:
     """A CLIP text encoder without weights, frozen and in evaluation mode.
 
@@ -105,13 +125,15 @@ def build_clip(config: ClipTextConfig, *, dtype: torch.dtype, device: torch.devi
         return ClipTextEncoder(model).eval().requires_grad_(False)
 
 
-def load_clip(encoder: ClipTextEncoder, tensors: Mapping[str, Tensor]) -> None:
+def load_clip(encoder: ClipTextEncoder, tensors: Mapping[str, Tensor], filled: Collection[str] = ()) -> None:
     """Give the encoder its weights from a CLIP file, of the text part alone or of the whole model.
 
+    Args:
+        filled: names in `encoder.model` that have their tensors already.
     Raises:
         WrongModelError: no CLIP text encoder, or one that does not fit the encoder's configuration.
     """
-    load_weights(encoder.model, tensors, CLIP_LAYOUTS)
+    load_weights(encoder.model, tensors, CLIP_LAYOUTS, filled)
 
 
 def _sizes(config: ClipTextConfig) -> Sizes:

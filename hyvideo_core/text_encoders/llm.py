@@ -5,7 +5,7 @@ Shapes: B batch, L tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -84,6 +84,26 @@ def llama_layouts(config: LlamaConfig, *, skip_layers: int = HIDDEN_STATE_SKIP) 
     )
 
 
+def llama_shapes(config: LlamaConfig, *, skip_layers: int = HIDDEN_STATE_SKIP) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the encoder by its own name, without building it."""
+    width, keys = config.hidden_size, config.hidden_size // config.num_heads * config.num_kv_heads
+    layer = {
+        "self_attn.q_proj.weight": (width, width),
+        "self_attn.k_proj.weight": (keys, width),
+        "self_attn.v_proj.weight": (keys, width),
+        "self_attn.o_proj.weight": (width, width),
+        "mlp.gate_proj.weight": (config.ffn_size, width),
+        "mlp.up_proj.weight": (config.ffn_size, width),
+        "mlp.down_proj.weight": (width, config.ffn_size),
+        "input_layernorm.weight": (width,),
+        "post_attention_layernorm.weight": (width,),
+    }
+    shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (config.vocab_size, width)}
+    for index in range(config.num_layers - skip_layers):
+        shapes |= {f"layers.{index}.{name}": shape for name, shape in layer.items()}
+    return shapes
+
+
 def build_llama(
     config: LlamaConfig,
     *,
@@ -120,13 +140,15 @@ def build_llama(
         return encoder.eval().requires_grad_(False)
 
 
-def load_llama(encoder: LlamaTextEncoder, tensors: Mapping[str, Tensor]) -> None:
+def load_llama(encoder: LlamaTextEncoder, tensors: Mapping[str, Tensor], filled: Collection[str] = ()) -> None:
     """Give the encoder its weights from a Llama or LLaVA file, whichever of the known names it uses.
 
+    Args:
+        filled: names in `encoder.model` that have their tensors already.
     Raises:
         WrongModelError: no language model, or one that does not fit the encoder's configuration.
     """
-    load_weights(encoder.model, tensors, encoder.layouts)
+    load_weights(encoder.model, tensors, encoder.layouts, filled)
 
 
 def _sizes(config: LlamaConfig, num_kept: int) -> Sizes:
