@@ -8,7 +8,6 @@ from typing import Any
 
 from ..config import TransformerConfig, VaeConfig
 from ..errors import ConfigError, WrongModelError
-from ..quantization import FP8_DTYPES
 from .checkpoint import Checkpoint
 from .key_maps import TRANSFORMER_DIALECTS, VAE_DIALECTS, KeyView, find_view
 from .policies import LinearPolicy, find_policy
@@ -32,9 +31,6 @@ EXPECTED_TRANSFORMER = (
 EXPECTED_VAE = "a HunyuanVideo VAE (for example hunyuan_video_vae_bf16.safetensors in models/vae)"
 ROPE_AXES_NAMES = ("rope_dim_list", "rope_axes_dim")
 HEADS_NAMES = ("heads_num", "num_attention_heads")
-
-OFFICIAL_FP8_NAME = "mp_rank_00_model_states_fp8.pt"
-SCALE_SUFFIXES = (".scale_weight", ".weight_scale", ".fp8_scale", ".comfy_quant", "scaled_fp8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +63,14 @@ def detect_transformer(checkpoint: Checkpoint) -> DetectedTransformer:
     """Layout and sizes of a HunyuanVideo transformer file.
 
     Raises:
-        WrongModelError: the file holds something else, or weights with scales that are not read.
+        WrongModelError: the file holds something else, or weights stored in a way that is not read.
         ConfigError: the sizes stay ambiguous.
     """
     view = find_view(checkpoint, TRANSFORMER_DIALECTS, TRANSFORMER_PROBES)
     if view is None or recognise(checkpoint).part != "transformer":
         raise refusal(checkpoint, EXPECTED_TRANSFORMER)
-    refuse_scaled_weights(checkpoint)
-    return DetectedTransformer(transformer_config(view), view, find_policy(view))
+    policy = find_policy(view)
+    return DetectedTransformer(transformer_config(policy.view), policy.view, policy)
 
 
 def detect_vae(checkpoint: Checkpoint) -> DetectedVae:
@@ -87,25 +83,6 @@ def detect_vae(checkpoint: Checkpoint) -> DetectedVae:
     if view is None or recognise(checkpoint).part != "vae":
         raise refusal(checkpoint, EXPECTED_VAE)
     return DetectedVae(vae_config(view), view)
-
-
-def refuse_scaled_weights(checkpoint: Checkpoint) -> None:
-    """Weights that need a scale beside them are noise without it.
-
-    Raises:
-        WrongModelError: the file carries such scales, or the official release keeps them in a second file.
-    """
-    scale = next((name for name in checkpoint.tensors if name.endswith(SCALE_SUFFIXES)), None)
-    path = checkpoint.path
-    if scale is None and any(info.dtype in FP8_DTYPES for info in checkpoint.tensors.values()):
-        # the same name means plain weights as .safetensors and scaled ones as the official .pt
-        scale_map = path.with_name(f"{path.stem}_map.pt")
-        scale = scale_map.name if scale_map.is_file() or path.name == OFFICIAL_FP8_NAME else None
-    if scale is not None:
-        raise WrongModelError(
-            f"{checkpoint.name} holds scaled fp8 weights ({scale}), which are not read; "
-            "use the bf16 file or a plain fp8_e4m3fn / fp8_e5m2 one"
-        )
 
 
 def transformer_config(view: KeyView) -> TransformerConfig:

@@ -2,5 +2,6 @@
 
 from .base import StoredLinear
 from .fp8 import FP8_DTYPES, Fp8Linear
+from .nvfp4 import Nvfp4Linear
 
-__all__ = ["FP8_DTYPES", "Fp8Linear", "StoredLinear"]
+__all__ = ["FP8_DTYPES", "Fp8Linear", "Nvfp4Linear", "StoredLinear"]
