@@ -14,7 +14,6 @@ from ..vae import VideoAutoencoder
 from .checkpoint import ReadTensor
 from .coverage import Coverage, view_coverage
 from .detect import DetectedTransformer, DetectedVae
-from .key_maps import KeyView
 from .policies import LinearPolicy, PlainWeights
 
 CPU = torch.device("cpu")
@@ -35,14 +34,14 @@ def build_transformer(detected: DetectedTransformer, *, dtype: torch.dtype, devi
     """
     with torch.inference_mode(False), torch.device("meta"):
         model = Transformer(detected.config)
-    return load_weights(model, detected.view, detected.policy, dtype=dtype, device=device)
+    return load_weights(model, detected.policy, dtype=dtype, device=device)
 
 
 def build_vae(detected: DetectedVae, *, dtype: torch.dtype, device: torch.device = CPU) -> VideoAutoencoder:
     """The autoencoder of a file, without gradients; see `build_transformer`."""
     with torch.inference_mode(False), torch.device("meta"):
         model = VideoAutoencoder(detected.config)
-    return load_weights(model, detected.view, PlainWeights(detected.view), dtype=dtype, device=device)
+    return load_weights(model, PlainWeights(detected.view), dtype=dtype, device=device)
 
 
 def check_complete(detected: DetectedTransformer | DetectedVae) -> Coverage:
@@ -65,12 +64,10 @@ def coverage(detected: DetectedTransformer | DetectedVae) -> Coverage:
         else:
             model = VideoAutoencoder(detected.config)
             policy = PlainWeights(detected.view)
-    return _coverage(model, detected.view, policy)
+    return _coverage(model, policy)
 
 
-def load_weights(
-    model: ModuleT, view: KeyView, policy: LinearPolicy, *, dtype: torch.dtype, device: torch.device
-) -> ModuleT:
+def load_weights(model: ModuleT, policy: LinearPolicy, *, dtype: torch.dtype, device: torch.device) -> ModuleT:
     """Fills an empty model from a file, strictly, one tensor after the other.
 
     Floats become `dtype`; linear layers become what `policy` makes of them.
@@ -78,16 +75,14 @@ def load_weights(
     Raises:
         WrongModelError: tensors are missing, unknown or of other shapes.
     """
-    _coverage(model, view, policy).check(view.checkpoint.name)
-    return fill_weights(model, view, policy, dtype=dtype, device=device)
+    _coverage(model, policy).check(policy.view.checkpoint.name)
+    return fill_weights(model, policy, dtype=dtype, device=device)
 
 
-def fill_weights(
-    model: ModuleT, view: KeyView, policy: LinearPolicy, *, dtype: torch.dtype, device: torch.device
-) -> ModuleT:
+def fill_weights(model: ModuleT, policy: LinearPolicy, *, dtype: torch.dtype, device: torch.device) -> ModuleT:
     """As `load_weights`, for a file that was found to be whole."""
     wanted = model.state_dict()
-    with torch.inference_mode(False), view.checkpoint.reading() as read:
+    with torch.inference_mode(False), policy.view.checkpoint.reading() as read:
         for key, empty in wanted.items():
             _load_tensor(model, key, tuple(empty.shape), read, policy, dtype, device)
     return model.requires_grad_(False).eval()
@@ -147,6 +142,6 @@ def _stored_layer(
         return policy.layer(key, (shape[0], prod(shape[1:])), has_bias=has_bias, compute_dtype=dtype)
 
 
-def _coverage(model: nn.Module, view: KeyView, policy: LinearPolicy) -> Coverage:
+def _coverage(model: nn.Module, policy: LinearPolicy) -> Coverage:
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    return view_coverage(shapes, view, policy)
+    return view_coverage(shapes, policy)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ..errors import WrongModelError
-from .key_maps import KeyView, squeezed
+from .key_maps import squeezed
 from .policies import LinearPolicy
 
 NUM_SHOWN = 3
@@ -74,14 +74,14 @@ class Coverage:
             raise WrongModelError(f"{name} {problem}")
 
 
-def view_coverage(wanted: Shapes, view: KeyView, policy: LinearPolicy) -> Coverage:
+def view_coverage(wanted: Shapes, policy: LinearPolicy) -> Coverage:
     """How a file, seen through official names, fits the shapes of a model.
 
     Args:
         wanted: shapes by official name.
-        view: the file.
-        policy: how it stores weights: its companions and marks are no strays.
+        policy: how the file stores weights: its companions and marks are no strays.
     """
+    view = policy.view
     used = {name for key in wanted for name in (*view.names(key), *policy.companions(key))}
     used.update(policy.marks)
     names = view.checkpoint.tensors

@@ -167,12 +167,12 @@ def build_clip_encoder(checkpoint: Checkpoint, config: ClipTextConfig, *, dtype:
 
 
 def _fill(model: torch.nn.Module, view: KeyView, dtype: torch.dtype) -> None:
-    fill_weights(model, view, find_policy(view), dtype=dtype, device=torch.device("cpu"))
+    fill_weights(model, find_policy(view), dtype=dtype, device=torch.device("cpu"))
 
 
 def _coverage(view: KeyView, shapes: Shapes, layouts: KeyLayouts) -> Coverage:
     """Coverage in which tensors that files of whole models have beside the text part are no strays."""
-    found = view_coverage(shapes, view, find_policy(view))
+    found = view_coverage(shapes, find_policy(view))
     needless = re.compile("|".join(f"(?:{rule})" for rule in layouts.ignored)).match
     stray = tuple(name for name in found.stray if not needless(name.removeprefix(view.prefix)))
     beside = tuple(name for name in found.beside if not needless(name))

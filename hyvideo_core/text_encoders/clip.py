@@ -5,7 +5,7 @@ Shapes: B batch, L tokens, P pooled width.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -128,12 +128,10 @@ def build_clip(config: ClipTextConfig, *, dtype: torch.dtype, device: torch.devi
 def load_clip(encoder: ClipTextEncoder, tensors: Mapping[str, Tensor], filled: Collection[str] = ()) -> None:
     """Give the encoder its weights from a CLIP file, of the text part alone or of the whole model.
 
-    Args:
-        filled: names in `encoder.model` that have their tensors already.
     Raises:
         WrongModelError: no CLIP text encoder, or one that does not fit the encoder's configuration.
     """
-    load_weights(encoder.model, tensors, CLIP_LAYOUTS, filled)
+    load_weights(encoder.model, tensors, CLIP_LAYOUTS)
 
 
 def _sizes(config: ClipTextConfig) -> Sizes:

@@ -5,7 +5,7 @@ Shapes: B batch, L tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -143,12 +143,10 @@ def build_llama(
 def load_llama(encoder: LlamaTextEncoder, tensors: Mapping[str, Tensor], filled: Collection[str] = ()) -> None:
     """Give the encoder its weights from a Llama or LLaVA file, whichever of the known names it uses.
 
-    Args:
-        filled: names in `encoder.model` that have their tensors already.
     Raises:
         WrongModelError: no language model, or one that does not fit the encoder's configuration.
     """
-    load_weights(encoder.model, tensors, encoder.layouts, filled)
+    load_weights(encoder.model, tensors, encoder.layouts)
 
 
 def _sizes(config: LlamaConfig, num_kept: int) -> Sizes:

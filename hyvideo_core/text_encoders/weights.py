@@ -50,21 +50,16 @@ class KeyLayouts:
 
 
 @torch.inference_mode(False)
-def load_weights(
-    module: nn.Module, tensors: Mapping[str, Tensor], layouts: KeyLayouts, filled: Collection[str] = ()
-) -> None:
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], layouts: KeyLayouts) -> None:
     """Put `tensors` into `module`, each one exactly once, in the dtype that the module was built in.
 
     Tensors become the module's own without a copy where the dtype agrees; the mapping may be lazy,
     since tensors that are not needed are never read.
 
-    Args:
-        filled: names in the module that have their tensors already.
     Raises:
         WrongModelError: a tensor is missing, unexpected, or of another shape; the message names some.
     """
-    done = set(filled)
-    places = {name: tensor for name, tensor in module.state_dict().items() if name not in done}
+    places = module.state_dict()
     keys = layouts.match(tensors.keys())
     missing, unexpected = places.keys() - keys.keys(), keys.keys() - places.keys()
     if missing or unexpected:
@@ -75,7 +70,7 @@ def load_weights(
             "choose a complete file of this encoder, or correct the config in its metadata"
         )
     weights = {name: _fitting(tensors[key], places[name], key) for name, key in keys.items()}
-    module.load_state_dict(weights, strict=False, assign=True)
+    module.load_state_dict(weights, strict=True, assign=True)
 
 
 def _fitting(tensor: Tensor, place: Tensor, key: str) -> Tensor:
