@@ -125,7 +125,7 @@ def build_clip(config: ClipTextConfig, *, dtype: torch.dtype, device: torch.devi
         return ClipTextEncoder(model).eval().requires_grad_(False)
 
 
-def load_clip(encoder: ClipTextEncoder, tensors: Mapping[str, Tensor], filled: Collection[str] = ()) -> None:
+def load_clip(encoder: ClipTextEncoder, tensors: Mapping[str, Tensor]) -> None:
     """Give the encoder its weights from a CLIP file, of the text part alone or of the whole model.
 
     Raises:

@@ -140,7 +140,7 @@ def build_llama(
         return encoder.eval().requires_grad_(False)
 
 
-def load_llama(encoder: LlamaTextEncoder, tensors: Mapping[str, Tensor], filled: Collection[str] = ()) -> None:
+def load_llama(encoder: LlamaTextEncoder, tensors: Mapping[str, Tensor]) -> None:
     """Give the encoder its weights from a Llama or LLaVA file, whichever of the known names it uses.
 
     Raises:
