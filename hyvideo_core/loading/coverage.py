@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ..errors import WrongModelError
 from .key_maps import squeezed
-from .policies import LinearPolicy
+from .linear_policy import LinearPolicy
 
 NUM_SHOWN = 3
 Shapes = Mapping[str, tuple[int, ...]]

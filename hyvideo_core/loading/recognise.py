@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -25,22 +26,17 @@ from .signatures import (
 )
 
 LORA_ENDINGS = (
-    ".lora_down.weight",
-    ".lora_up.weight",
-    ".lora_A.weight",
-    ".lora_B.weight",
-    ".lora_A.default.weight",
-    ".lora.down.weight",
-    "_lora.down.weight",
-    ".hada_w1_a",
-    ".lokr_w1",
-    ".lokr_w1_a",
+    *(f"{dot}lora{mark}{side}" for dot in "._" for mark in "._" for side in ("down.weight", "up.weight")),
+    *(f".lora_{side}{adapter}" for side in "AB" for adapter in ("", ".weight", ".default.weight")),
+    *(".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
+    *(".hada_w1_a", ".lokr_w1", ".lokr_w1_a", ".diff", ".diff_b"),
 )
 BYT5_WIDTH, SIGLIP_WIDTH, QWEN_VL_WIDTH = 1472, 1152, 3584
 VISION_MARK, PROJECTOR_MARK = (
     "vision_model.embeddings.position_embedding.weight",
     "multi_modal_projector.linear_1.weight",
 )
+BLOCK_NAME = re.compile(r"(?:double|single|transformer)_blocks\.\d+\.")
 NUM_SHOWN = 3
 
 
@@ -130,15 +126,14 @@ def describe(checkpoint: Checkpoint) -> str:
     return recognise(checkpoint).words
 
 
-def refusal(checkpoint: Checkpoint, expected: str, reason: str | None = None) -> WrongModelError:
+def refusal(checkpoint: Checkpoint, expected: str) -> WrongModelError:
     """The error for a file that is something else than what a loader opens: what it is, and who opens it.
 
     Args:
         expected: what the loader wanted, with an example.
-        reason: what is said in place of what the file was recognised as.
     """
     kind = recognise(checkpoint)
-    return WrongModelError(f"{checkpoint.name} is {reason or kind.words}; expected {expected}{opened_by(kind)}")
+    return WrongModelError(f"{checkpoint.name} is {kind.words}; expected {expected}{opened_by(kind)}")
 
 
 def opened_by(kind: Kind) -> str:
@@ -243,26 +238,49 @@ def _t5(keys: Endings) -> Kind | None:
 
 
 def _language_model(keys: Endings) -> Kind | None:
-    if not keys.has("embed_tokens.weight", "token_embd.weight"):
+    if "embed_tokens.weight" not in keys:
         return None
     # asked for under the language model's own prefix: vision towers have layers of the same names
     prefix = keys.prefix("embed_tokens.weight")
 
-    def has(name: str, gguf_name: str) -> bool:
-        return prefix + name in keys.tensors or gguf_name in keys.tensors
+    def has(name: str) -> bool:
+        return f"{prefix}layers.0.{name}" in keys.tensors
 
-    if has("layers.0.self_attn.k_proj.bias", "blk.0.attn_k.bias"):
+    if has("self_attn.k_proj.bias"):
         is_large = keys.size("embed_tokens.weight", 1) == QWEN_VL_WIDTH
         family = " VL 7B language model, of HunyuanVideo 1.5 and HunyuanImage 2.1" if is_large else " language model"
         return Kind(f"a Qwen 2.5{family}", NATIVE_CLIP)
-    if has("layers.0.self_attn.q_norm.weight", "blk.0.attn_q_norm.weight"):
+    if has("self_attn.q_norm.weight"):
         return Kind("a Qwen 3 or Gemma 3 language model", NATIVE_CLIP)
-    if has("layers.0.pre_feedforward_layernorm.weight", "blk.0.post_ffw_norm.weight"):
+    if has("pre_feedforward_layernorm.weight"):
         return Kind("a Gemma language model", NATIVE_CLIP)
-    if has("layers.0.self_attn.k_proj.weight", "blk.0.attn_k.weight"):
+    if has("self_attn.k_proj.weight"):
         whole = PROJECTOR_MARK in keys
         return Kind("a LLaVA vision-language model" if whole else "a Llama language model", HOMES["llm"])
-    return Kind("a language model of an unknown family", NATIVE_CLIP)
+    if has("self_attn.qkv_proj.weight") or has("self_attn.q_proj.weight"):
+        return Kind("a language model of an unknown family", NATIVE_CLIP)
+    return None
+
+
+def _gguf_text_encoder(keys: Endings) -> Kind | None:
+    """Names of llama.cpp, which only files of other architectures than Llama keep."""
+    if "enc.blk.0.attn_q.weight" in keys:
+        return Kind("a T5 text encoder", NATIVE_CLIP)
+    if "blk.0.attn_k.bias" in keys:
+        return Kind("a Qwen 2.5 language model", NATIVE_CLIP)
+    if "token_embd.weight" in keys:
+        return Kind("a language model of another architecture than Llama", NATIVE_CLIP)
+    return None
+
+
+def _part_of_a_model(keys: Endings) -> Kind | None:
+    """Files without what a model begins with: one of several shards."""
+    if any(name.endswith(".mlp.gate_proj.weight") for name in keys.tensors):
+        return Kind("one part of a language model in several files; choose the folder that holds all of them")
+    marks = (".img_attn_qkv.weight", ".img_attn.qkv.weight", ".linear1.weight", ".proj_mlp.weight", ".attn.to_q.weight")
+    if any(name.endswith(marks) and BLOCK_NAME.search(name) for name in keys.tensors):
+        return Kind("one part of a transformer in several files, or an incomplete one; choose all of them together")
+    return None
 
 
 def _clip(keys: Endings) -> Kind | None:
@@ -306,7 +324,9 @@ RULES: tuple[Callable[[Endings], Kind | None], ...] = (
     _clip,
     _vision,
     _t5,
+    _gguf_text_encoder,
     _by(OTHERS),
+    _part_of_a_model,
 )
 """Asked in this order; the first answer holds."""
 
