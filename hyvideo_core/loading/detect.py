@@ -12,6 +12,7 @@ from .checkpoint import Checkpoint
 from .key_maps import TRANSFORMER_DIALECTS, VAE_DIALECTS, KeyView, find_view
 from .policies import LinearPolicy, find_policy
 from .recognise import recognise, refusal
+from .variants import transformer_variant
 
 TRANSFORMER_PROBES = (
     "txt_in.individual_token_refiner.blocks.0.self_attn_qkv.weight",
@@ -44,11 +45,7 @@ class DetectedTransformer:
     @property
     def variant(self) -> str:
         """In words: which member of the family this is, as far as shapes can tell."""
-        if self.config.in_channels == 2 * self.config.out_channels + 1:
-            return "image to video, latent concatenation"
-        if self.config.in_channels != self.config.out_channels:
-            return f"{self.config.in_channels} input channels"
-        return "guidance-distilled" if self.config.has_guidance else "undistilled"
+        return transformer_variant(self.config).words
 
 
 @dataclass(frozen=True, slots=True)
