@@ -16,6 +16,7 @@ CORE_LAYERS = (
     {"model", "text_encoders", "vae"},
     {"quantization"},
     {"loading", "sampling", "step_cache", "memory", "parallel"},
+    {"lora"},
     {"pipeline"},
     {"training"},
 )

@@ -1,0 +1,308 @@
+"""A LoRA file against a model: what of it fits, known from its header, and its factors when they are needed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+from ..config import TransformerConfig
+from ..errors import CorruptFileError, WrongModelError
+from ..loading.checkpoint import Checkpoint, ReadTensor
+from ..loading.recognise import refusal
+from .blocks import BlockFilter, describe_blocks
+from .dialects import dialect_words
+from .families import Family, foreign_family
+from .keys import GroupedNames, NameTable, Place, group_names
+from .read_parts import Change, kinds_of, read_change
+from .rules import ScaleRules, read_rules
+from .targets import Layer, Target, spellings
+
+NUM_SHOWN = 5
+PATCH_LAYER = "img_in.proj"
+META = torch.device("meta")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One layer as a file names it.
+
+    Attributes:
+        name: the file's name of the layer.
+        target: the rows of the model that it changes.
+        parts: tensor names by part, see keys.PARTS.
+        shape: (out, in) of the weight that it was made for; the target's own where only a bias changes.
+        rank: None where it is not of low rank.
+    """
+
+    name: str
+    target: Target
+    parts: Mapping[str, str]
+    shape: tuple[int, int]
+    rank: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How much of a file found its place.
+
+    Attributes:
+        matched: layers of the model that the file changes.
+        expected: those, and the layers of the file that the model does not have.
+        stray: tensors without a place in the model.
+        text_encoder: tensors for text encoders, which are not applied.
+    """
+
+    matched: int
+    expected: int
+    stray: tuple[str, ...] = ()
+    text_encoder: tuple[str, ...] = ()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every tensor of the file is applied."""
+        return not self.stray and not self.text_encoder
+
+    def __str__(self) -> str:
+        words = [f"{self.matched} of {self.expected} layers matched"]
+        if self.stray:
+            words.append(f"{len(self.stray)} stray tensors ({_such_as(self.stray)})")
+        if self.text_encoder:
+            words.append(
+                f"{len(self.text_encoder)} tensors for text encoders not applied ({_such_as(self.text_encoder)})"
+            )
+        return ", ".join(words)
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA as it fits a model of one configuration; only its header was read.
+
+    Attributes:
+        dialect: how it names its layers, in words.
+        kinds: what it holds: LoRA, LoHa, LoKr, DoRA, full difference ...
+        ranks: every rank in it, the commonest first.
+        in_channels: latent channels that the model has to take for it; more than it has for a keyframe LoRA.
+        family: another model that it may have been made for, as far as names and sizes tell.
+    """
+
+    checkpoint: Checkpoint
+    config: TransformerConfig
+    dialect: str
+    entries: tuple[Entry, ...]
+    coverage: Coverage
+    kinds: tuple[str, ...]
+    ranks: tuple[int, ...]
+    in_channels: int
+    family: Family | None
+    rules: ScaleRules = field(repr=False)
+
+    @property
+    def widened(self) -> TransformerConfig:
+        """The model's configuration with this file applied."""
+        return replace(self.config, in_channels=self.in_channels)
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The model's layers that it changes, each once."""
+        return list({entry.target.layer.name: entry.target.layer for entry in self.entries}.values())
+
+    def chosen(self, blocks: BlockFilter) -> list[Entry]:
+        """The entries that a filter lets through."""
+        return [entry for entry in self.entries if entry.target.layer in blocks]
+
+    def __str__(self) -> str:
+        ranks = f" of rank {', '.join(map(str, self.ranks[:NUM_SHOWN]))}" if self.ranks else ""
+        return (
+            f"{self.checkpoint.name}: {' + '.join(self.kinds)}{ranks}, {self.dialect}; {self.coverage}; "
+            f"blocks: {describe_blocks(self.layers)}"
+        )
+
+
+class LoraWeights(nn.Module):
+    """The changes of a file, by the file's own names of the layers."""
+
+    def __init__(self, changes: Mapping[str, Change]) -> None:
+        super().__init__()
+        self._names = {name: index for index, name in enumerate(changes)}
+        self.changes = nn.ModuleList(changes.values())
+
+    def __getitem__(self, entry: Entry) -> Change:
+        change = self.changes[self._names[entry.name]]
+        assert isinstance(change, Change)  # all of the list are; a ModuleList does not say so
+        return change
+
+
+@lru_cache(maxsize=16)
+def name_table(config: TransformerConfig) -> NameTable:
+    """Every name that files may give the modules of a model."""
+    return NameTable(spellings(config))
+
+
+def open_lora(checkpoint: Checkpoint, config: TransformerConfig) -> LoraFile:
+    """A LoRA file as it fits a model, from its header alone.
+
+    Raises:
+        WrongModelError: not a LoRA, or none of it, or not its shapes, fit the model; says whose it is.
+        CorruptFileError: tensors are missing or contradict each other.
+    """
+    groups = group_names(checkpoint.tensors)
+    check_is_lora(checkpoint, groups)
+    places = {base: found for base in groups.bases if (found := name_table(config).find(base))}
+    family = foreign_family(checkpoint, groups)
+    _refuse_foreign(checkpoint, groups, places, family)
+    entries = tuple(_entry(checkpoint, base, groups.bases[base], place[0].target) for base, place in places.items())
+    lora = LoraFile(
+        checkpoint=checkpoint,
+        config=config,
+        dialect=dialect_words(places.values()),
+        entries=entries,
+        coverage=coverage(groups, places),
+        kinds=tuple(dict.fromkeys(kind for entry in entries for kind in kinds_of(entry.parts))),
+        ranks=tuple(rank for rank, _ in Counter(e.rank for e in entries if e.rank is not None).most_common()),
+        in_channels=max([config.in_channels, *(_channels(entry, config) for entry in entries)]),
+        family=family,
+        rules=read_rules(checkpoint.metadata),
+    )
+    _check_shapes(lora)
+    _check_overlaps(lora)
+    return lora
+
+
+def load_lora(lora: LoraFile, *, dtype: torch.dtype, device: torch.device | None = None) -> LoraWeights:
+    """The changes of a file, without gradients.
+
+    Args:
+        dtype: what the model computes in.
+        device: where they go; None: the CPU.
+    Raises:
+        CorruptFileError: numbers that no trainer writes.
+    """
+    changes = {}
+    with torch.inference_mode(False), lora.checkpoint.reading() as read:
+        for entry in lora.entries:
+            changes[entry.name] = _read(entry, read, lora.rules).cast(dtype, device)
+    return LoraWeights(changes)
+
+
+def check_is_lora(checkpoint: Checkpoint, groups: GroupedNames) -> None:
+    """Refuses what is no LoRA, by its name, and names that mean one tensor twice.
+
+    Raises:
+        WrongModelError, CorruptFileError.
+    """
+    if not is_lora(groups):
+        raise refusal(checkpoint, "a LoRA for HunyuanVideo (in models/loras)")
+    if groups.twice:
+        raise CorruptFileError(
+            f"{checkpoint.name} holds {groups.twice[0]} a second time under another name; save the file anew"
+        )
+
+
+def is_lora(groups: GroupedNames) -> bool:
+    """Whether a file's names are a LoRA's: more than half are parts of changes."""
+    num_parts = sum(len(parts) for parts in groups.bases.values())
+    return num_parts + len(groups.text_encoder) > 0 and num_parts + len(groups.text_encoder) >= len(groups.unknown)
+
+
+def coverage(groups: GroupedNames, places: Mapping[str, list[Place]]) -> Coverage:
+    """How much of a file's names found a place."""
+    matched = len({found[0].target.layer.name for found in places.values()})
+    lost = [base for base in groups.bases if base not in places]
+    stray = [name for base in lost for name in groups.bases[base].values()]
+    return Coverage(matched, matched + len(lost), (*stray, *groups.unknown), tuple(groups.text_encoder))
+
+
+def _refuse_foreign(
+    checkpoint: Checkpoint, groups: GroupedNames, places: Mapping[str, list[Place]], family: Family | None
+) -> None:
+    if places and (family is None or not family.is_certain):
+        return
+    names = [name for parts in groups.bases.values() for name in parts.values()] or groups.text_encoder
+    whose = f"is a LoRA for {family.words}" if family else "has names that are not known as any LoRA's for HunyuanVideo"
+    if not groups.bases:
+        whose = "holds changes for text encoders only, which are not applied"
+    raise WrongModelError(
+        f"{checkpoint.name} {whose}: {len(places)} of {len(groups.bases)} layers have a place in this model "
+        f"(its names are like {_such_as(names, 2)}); expected a LoRA for HunyuanVideo"
+    )
+
+
+def _entry(checkpoint: Checkpoint, base: str, parts: Mapping[str, str], target: Target) -> Entry:
+    tensors = {}
+    try:
+        for part, name in parts.items():
+            info = checkpoint.tensors[name]
+            tensors[part] = torch.empty(info.shape, dtype=info.dtype, device=META)
+        tensors.pop("reshape_weight", None)
+        change = read_change(base, tensors, ScaleRules())
+    except RuntimeError as error:  # sizes whose product no tensor can have
+        raise CorruptFileError(f"{checkpoint.name}: {base} has impossible sizes; download it again") from error
+    except CorruptFileError as error:
+        raise CorruptFileError(f"{checkpoint.name}: {error}") from error
+    rows, columns = change.shape
+    full = (target.rows[1] - target.rows[0], target.layer.shape[1])
+    shape = (full[0] if rows is None else rows, full[1] if columns is None else columns)
+    if change.bias is not None and len(change.bias) != shape[0]:
+        shape = (len(change.bias), shape[1])
+    return Entry(base, target, parts, shape, None if change.factor is None else change.factor.rank)
+
+
+def _read(entry: Entry, read: ReadTensor, rules: ScaleRules) -> Change:
+    tensors = {part: read(name) for part, name in entry.parts.items() if part != "reshape_weight"}
+    change = read_change(entry.name, tensors, rules, is_swapped=entry.target.is_swapped)
+    if not all(bool(tensor.isfinite().all()) for tensor in change.parameters()):
+        raise CorruptFileError(f"{entry.name} holds NaN or infinity; the LoRA is damaged, download it again")
+    return change
+
+
+def _channels(entry: Entry, config: TransformerConfig) -> int:
+    """Latent channels that an entry for the patch embedding was made for; 0 for any other entry."""
+    volume = config.patch_size[0] * config.patch_size[1] * config.patch_size[2]
+    if entry.target.layer.name != PATCH_LAYER or entry.shape[1] % volume:
+        return 0
+    return entry.shape[1] // volume
+
+
+def _check_shapes(lora: LoraFile) -> None:
+    for entry in lora.entries:
+        layer, (first, last) = entry.target.layer, entry.target.rows
+        expected = (last - first, layer.shape[1])
+        has_its_channels = _channels(entry, lora.config) > 0 and "magnitude" not in entry.parts
+        fits = entry.shape[0] == expected[0] and (entry.shape[1] == expected[1] or has_its_channels)
+        if layer.is_norm and not set(entry.parts) <= {"diff", "diff_b", "set_weight"}:
+            raise CorruptFileError(f"{lora.checkpoint.name}: {entry.name} has factors for a norm, which has no matrix")
+        if "diff_b" in entry.parts and not layer.has_bias:
+            raise CorruptFileError(f"{lora.checkpoint.name}: {entry.name} changes a bias that {layer.name} lacks")
+        if not fits:
+            whose = f"a LoRA for {lora.family.words}" if lora.family else "for a model of another size"
+            raise WrongModelError(
+                f"{lora.checkpoint.name}: {entry.name} changes a weight of {entry.shape[0]} x {entry.shape[1]}, "
+                f"{layer.name} of this model takes {expected[0]} x {expected[1]}; "
+                f"the file is {whose}, "
+                "use one made for this model"
+            )
+
+
+def _check_overlaps(lora: LoraFile) -> None:
+    """Two entries of a file for the same rows would count twice."""
+    taken: dict[str, list[Entry]] = {}
+    for entry in lora.entries:
+        first, last = entry.target.rows
+        for other in taken.setdefault(entry.target.layer.name, []):
+            if first < other.target.rows[1] and other.target.rows[0] < last:
+                raise CorruptFileError(
+                    f"{lora.checkpoint.name} changes {entry.target.layer.name} twice, as {other.name} and as "
+                    f"{entry.name}; save it anew in one layout"
+                )
+        taken[entry.target.layer.name].append(entry)
+
+
+def _such_as(names: Iterable[str], limit: int = NUM_SHOWN) -> str:
+    listed = list(names)
+    shown = ", ".join(name[:120] for name in listed[:limit])
+    return f"{shown} and {len(listed) - limit} more" if len(listed) > limit else shown
