@@ -184,7 +184,9 @@ def _named(
     config = dict(parse_config(values.get(CONFIG, "{}"), path.name))
     if values.get(ARCHITECTURE) != LLAMA:
         return GgufFile(path=path, tensors=tensors, config=config, metadata=metadata, places=places)
-    given: dict[str, Any] = {ours: values[theirs] for theirs, ours in LLAMA_CONFIG.items() if theirs in values}
+    given: dict[str, Any] = {
+        ours: _decimal(values[theirs]) for theirs, ours in LLAMA_CONFIG.items() if theirs in values
+    }
     if ROPE_FACTORS in tensors:
         given["rope_scaling"] = {"rope_type": "llama3"}
     names = {name: llama_name(name) for name in tensors}
@@ -199,6 +201,11 @@ def _named(
         places={names[name]: place for name, place in places.items()},
         heads=_interleaved_heads(path.name, {names[name]: info for name, info in tensors.items()}, config),
     )
+
+
+def _decimal(value: Value) -> Value:
+    """A number as it was before it became float32: 1e-5 and not 9.999999747378752e-06."""
+    return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
 def llama_name(name: str) -> str:

@@ -24,7 +24,7 @@ HALVES = {
 
 
 def random_blocks(block: str, rows: int, width: int, seed: int = 0) -> torch.Tensor:
-    """[rows, bytes of a row] uint8 of finite weights with standard deviations as trained ones have."""
+    """[rows, bytes of a row] uint8 of finite weights: small scales and minima, every other byte at random."""
     random = np.random.default_rng(seed)
     layout = FORMATS[block]
     if block not in HALVES:
