@@ -14,13 +14,16 @@ from ..vae import VideoAutoencoder
 from .checkpoint import ReadTensor
 from .coverage import Coverage, view_coverage
 from .detect import DetectedTransformer, DetectedVae
+from .on_load import MadeFp8
 from .policies import LinearPolicy, PlainWeights
 
 CPU = torch.device("cpu")
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def build_transformer(detected: DetectedTransformer, *, dtype: torch.dtype, device: torch.device = CPU) -> Transformer:
+def build_transformer(
+    detected: DetectedTransformer, *, dtype: torch.dtype, device: torch.device = CPU, make_fp8: bool = False
+) -> Transformer:
     """The transformer of a file, without gradients.
 
     Linear layers that the file stores in fewer bits stay so in memory and are widened for each call.
@@ -29,12 +32,15 @@ def build_transformer(detected: DetectedTransformer, *, dtype: torch.dtype, devi
         detected: what `detect_transformer` found.
         dtype: what it computes in.
         device: where its weights go.
+        make_fp8: the blocks' big layers become fp8 with a scale for each row, unless the file stores them in fewer
+            bits already; `on_load_errors` says what that costs.
     Raises:
         WrongModelError: tensors are missing, unknown or of other shapes.
     """
     with torch.inference_mode(False), torch.device("meta"):
         model = Transformer(detected.config)
-    return load_weights(model, detected.policy, dtype=dtype, device=device)
+    policy = MadeFp8.over(detected.policy) if make_fp8 else detected.policy
+    return load_weights(model, policy, dtype=dtype, device=device)
 
 
 def build_vae(detected: DetectedVae, *, dtype: torch.dtype, device: torch.device = CPU) -> VideoAutoencoder:

@@ -85,6 +85,10 @@ class ComfyQuant(StoredFp8):
         """See StoredFp8.scale."""
         return read(beside_weight(name, "weight_scale"))
 
+    def is_full_precision(self, name: str) -> bool:
+        """A layer's mark may ask for it."""
+        return bool(self.formats.get(name.removesuffix(".weight"), {}).get("full_precision_matrix_mult"))
+
     def layer(
         self, key: str, shape: tuple[int, int], *, has_bias: bool, compute_dtype: torch.dtype
     ) -> StoredLinear | None:

@@ -9,6 +9,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 
 import torch
@@ -46,6 +47,10 @@ class StoredFp8(LinearPolicy):
     def scale(self, name: str, read: ReadTensor) -> Tensor:
         """The scale of the file's weight `name`."""
 
+    def is_full_precision(self, name: str) -> bool:  # noqa: ARG002
+        """Whether the file asks that products with its weight `name` be made in full precision."""
+        return False
+
     @property
     def marks(self) -> Sequence[str]:
         """The marker of ComfyUI's older layout, at the root or under the model's prefix."""
@@ -61,7 +66,7 @@ class StoredFp8(LinearPolicy):
         if not scaled and not dtypes.intersection(FP8_DTYPES):
             return None
         is_mixed = len(dtypes) > 1
-        return Fp8Linear(
+        layer = Fp8Linear(
             shape[1],
             shape[0],
             has_bias=has_bias,
@@ -69,6 +74,8 @@ class StoredFp8(LinearPolicy):
             compute_dtype=compute_dtype,
             scaled=scaled and not is_mixed,
         )
+        layer.is_full_precision = any(self.is_full_precision(name) for name in names)
+        return layer
 
     def fill(self, layer: StoredLinear, key: str, read: ReadTensor, device: torch.device) -> None:
         """See LinearPolicy.fill."""
@@ -152,6 +159,11 @@ class ScaledFp8(StoredFp8):
         scale = self._scale_name(name)
         assert scale is not None
         return read(scale)
+
+    def is_full_precision(self, name: str) -> bool:  # noqa: ARG002
+        """A marker of two elements asks for it, for every layer."""
+        tensors = self.view.checkpoint.tensors
+        return any(prod(tensors[mark].shape) == 2 for mark in self.marks)
 
     def _scale_name(self, name: str) -> str | None:
         names = (beside_weight(name, own) for own in SCALE_NAMES)
