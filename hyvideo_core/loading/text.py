@@ -38,7 +38,7 @@ ACTIVATIONS = ("quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh")
 # what lies beside the text part in files of whole models, by the words that name it there
 BESIDE = {
     "vision_tower.": "a vision tower",
-    "vision_model.": "a vision model",
+    "vision_model.": "a vision tower",
     "multi_modal_projector.": "a projector of image tokens",
     "lm_head.": "the language model's head",
 }
@@ -182,8 +182,8 @@ def _coverage(view: KeyView, shapes: Shapes, layouts: KeyLayouts) -> Coverage:
 
 def parts_aside(coverage: Coverage) -> str:
     """What a file holds that a text encoder does not need, in words; empty if nothing."""
-    counts = Counter(words for name in coverage.aside for mark, words in BESIDE.items() if mark in name)
-    return ", ".join(f"{words} ({count} tensors)" for words, count in counts.items())
+    found = (next((words for mark, words in BESIDE.items() if mark in name), None) for name in coverage.aside)
+    return ", ".join(f"{words} ({count} tensors)" for words, count in Counter(filter(None, found)).items())
 
 
 def _given(checkpoint: Checkpoint) -> Mapping[str, Any]:

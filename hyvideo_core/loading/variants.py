@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from ..config import HYVIDEO_T2, TransformerConfig
 
-TEXT_TO_VIDEO = "text to video, guidance-distilled"
 SAME_BY_KEYS = (
     "HunyuanVideo T2V",
     "FastHunyuan",
@@ -47,8 +46,9 @@ def transformer_variant(config: TransformerConfig) -> Variant:
         return Variant(f"{channels} input channels for {made} made{distilled}, no published variant")
     if not config.has_guidance:
         return Variant("text to video, undistilled")
-    is_published = made == HYVIDEO_T2.out_channels and size_words(config) == size_words(HYVIDEO_T2)
-    return Variant(TEXT_TO_VIDEO, SAME_BY_KEYS if is_published else ())
+    if made == HYVIDEO_T2.out_channels and size_words(config) == size_words(HYVIDEO_T2):
+        return Variant("guidance-distilled, one of several that look alike", SAME_BY_KEYS)
+    return Variant("text to video, guidance-distilled")
 
 
 def size_words(config: TransformerConfig) -> str:

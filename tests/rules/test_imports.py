@@ -17,6 +17,7 @@ CORE_LAYERS = (
     {"quantization"},
     {"loading", "sampling", "step_cache", "memory", "parallel"},
     {"lora"},
+    {"doctor"},
     {"pipeline"},
     {"training"},
 )
