@@ -18,14 +18,29 @@ from ..hyvideo_core.loading import (
     detect_vae,
     open_checkpoint,
 )
+from ..hyvideo_core.quantization import use_fp8_matmul
 from ..hyvideo_core.text_encoders.tokenizers import CLIP, LLAMA3, find_tokenizer
 from . import host
 from .host import io
-from .recipes import PRECISIONS, ModelRecipe, TextEncodersRecipe, choose_dtype, fingerprint, share_weights
+from .recipes import (
+    FP8_MATMUL,
+    MADE_FP8,
+    PRECISIONS,
+    ModelRecipe,
+    TextEncodersRecipe,
+    choose_dtype,
+    fingerprint,
+    share_weights,
+)
 from .sockets import HYVModel, HYVTextEncoders
 from .vae import VideoVae
 
 CATEGORY = "HunyuanVideo/loaders"
+FP8_TOOLTIP = (
+    " fp8_scaled: the blocks' big layers become fp8 with a scale for each row while they load, which halves the "
+    "memory of a bf16 file. fp8_matmul: the same, and fp8 weights are multiplied in fp8, faster and less exact, on "
+    "NVIDIA cards from the RTX 40 series on. What a file stores in fewer bits stays so with every choice."
+)
 NAMES = ("hunyuan", "hyvideo")
 PRECISION_TOOLTIP = (
     "What the weights compute in. auto: {auto} on a GPU; on the CPU fp32, or bf16 where fp32 would take more than "
@@ -41,10 +56,13 @@ def file_input(id: str, kind: str, tooltip: str, *words: str) -> Any:  # noqa: A
     return io.Combo.Input(id, options=names, default=default, tooltip=tooltip)
 
 
-def precision_input(auto: str) -> Any:
-    """The precision widget; `auto` names what it stands for on a GPU."""
+def precision_input(auto: str, *more: str, tooltip: str = "") -> Any:
+    """The precision widget; `auto` names what it stands for on a GPU, `more` are choices that only some nodes have."""
     return io.Combo.Input(
-        "precision", options=list(PRECISIONS), default="auto", tooltip=PRECISION_TOOLTIP.format(auto=auto)
+        "precision",
+        options=[*PRECISIONS, *more],
+        default="auto",
+        tooltip=PRECISION_TOOLTIP.format(auto=auto) + tooltip,
     )
 
 
@@ -59,13 +77,13 @@ class HYVLoadModel(io.ComfyNode):
             display_name="HunyuanVideo Load Model",
             category=CATEGORY,
             description="Opens a HunyuanVideo transformer in any common layout (official, ComfyUI, diffusers; bf16, "
-            "fp16, fp32, plain fp8). Only the header is read here.",
+            "fp16, fp32, fp8 with and without scales, nvfp4, GGUF). Only the header is read here.",
             search_aliases=["hunyuan", "hyvideo", "diffusion model", "unet loader"],
             inputs=[
                 file_input(
                     "model", "diffusion_models", "A file from models/diffusion_models, or the embedded model.", *NAMES
                 ),
-                precision_input("bf16"),
+                precision_input("bf16", MADE_FP8, FP8_MATMUL, tooltip=FP8_TOOLTIP),
             ],
             outputs=[HYVModel.Output("model", tooltip="What the sampler needs; weights load at its first run.")],
         )
@@ -83,8 +101,12 @@ class HYVLoadModel(io.ComfyNode):
         check_complete(detected)
 
         def build() -> torch.nn.Module:
-            dtype = choose_dtype(precision, checkpoint, host.device_for("transformer"), torch.bfloat16)
-            return build_transformer(detected, dtype=dtype)
+            device = host.device_for("transformer")
+            dtype = choose_dtype(precision, checkpoint, device, torch.bfloat16)
+            transformer = build_transformer(detected, dtype=dtype, make_fp8=precision in (MADE_FP8, FP8_MATMUL))
+            if precision == FP8_MATMUL:
+                use_fp8_matmul(transformer, device)
+            return transformer
 
         weights = share_weights("transformer", checkpoint, precision, build)
         return io.NodeOutput(ModelRecipe(detected=detected, precision=precision, weights=weights))

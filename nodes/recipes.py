@@ -23,6 +23,8 @@ from . import host
 logger = logging.getLogger(__name__)
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+MADE_FP8, FP8_MATMUL = "fp8_scaled", "fp8_matmul"
+"""Choices of how weights are stored and multiplied, for nodes that offer them."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 FLOAT32_LIMIT_BYTES = 4 * 2**30
 
@@ -32,10 +34,10 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 def choose_dtype(precision: str, checkpoint: Checkpoint, device: torch.device, gpu_dtype: torch.dtype) -> torch.dtype:
     """What a model computes in.
 
-    `auto` is `gpu_dtype` on a GPU. On the CPU it is float32, which is fastest there, or bf16 for a model that
-    would take more than 4 GiB in float32.
+    `auto`, and every choice of how weights are stored, is `gpu_dtype` on a GPU. On the CPU it is float32, which is
+    fastest there, or bf16 for a model that would take more than 4 GiB.
     """
-    if precision != "auto":
+    if precision in DTYPES:
         return DTYPES[precision]
     if device.type != "cpu":
         return gpu_dtype

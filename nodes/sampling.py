@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..hyvideo_core.model.transformer import walk_blocks
 from ..hyvideo_core.pipeline import (
@@ -16,6 +16,7 @@ from ..hyvideo_core.pipeline import (
     check_request,
     sample_latents,
 )
+from ..hyvideo_core.quantization import describe_errors, on_load_errors
 from ..hyvideo_core.sampling.denoise import StepCallback, StepResult
 from ..hyvideo_core.step_cache import StepCache
 from . import host
@@ -153,7 +154,8 @@ class HYVSampler(io.ComfyNode):
                 find_preview(model.detected.view.checkpoint, model.detected.config.out_channels),
             ),
         )
-        return io.NodeOutput(write_latent(samples.to(host.device_for("intermediate")), latent), str(report))
+        told = "\n".join(filter(None, (str(report), *precision_report(transformer))))
+        return io.NodeOutput(write_latent(samples.to(host.device_for("intermediate")), latent), told)
 
 
 def log_choices(
@@ -180,6 +182,13 @@ def log_choices(
     if avoided and options.cfg == 1.0:
         logger.info("the negative prompt has no effect while cfg is 1")
     logger.info("transformer: %s, %s steps", model.detected.variant, options.num_steps)
+
+
+def precision_report(transformer: nn.Module) -> list[str]:
+    """Lines on weights that were made fp8 on loading: all of them, then each layer. None for other models."""
+    errors = on_load_errors(transformer)
+    each = [f"  {name}: {error:.2%}" for name, error in errors.items()]
+    return [describe_errors(errors), *each] if errors else []
 
 
 def show_progress(total: int, preview: LatentPreview | None) -> StepCallback:
