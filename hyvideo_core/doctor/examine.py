@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..config import HYVIDEO_T2_CFGDISTILL, ClipTextConfig, LlamaConfig, TransformerConfig
-from ..errors import HyVideoError
+from ..errors import CheckpointError, HyVideoError
 from ..loading import (
     Checkpoint,
     DetectedTransformer,
@@ -72,10 +72,20 @@ class HeaderOnly(Checkpoint):
                 if self.inner is None or not is_note:
                     return torch.empty(info.shape, dtype=info.dtype, device="meta")
                 if not opened:
-                    opened.append(stack.enter_context(self.inner.reading()))
+                    opened.append(self._open(stack))
                 return opened[0](name)
 
             yield read
+
+    def _open(self, stack: ExitStack) -> ReadTensor:
+        assert self.inner is not None
+        try:
+            return stack.enter_context(self.inner.reading())
+        except RuntimeError as error:  # PyTorch's, where the system maps no file larger than its memory
+            raise CheckpointError(
+                f"{self.name} says in its weights how they are stored, and this system cannot map a file of its size "
+                "into memory; enlarge the swap space"
+            ) from error
 
 
 def inspect(path: Path, model: Path | DetectedTransformer | None = None) -> Findings:
