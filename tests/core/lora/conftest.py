@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,7 @@ def comfy(prefix: str, joint: str = ".") -> Spell:
 
 def split(rows: int, width: int, count: int) -> list[Rows]:
     bounds = [0, rows] if count == 1 else [0, width, 2 * width, 3 * width, rows]
-    return list(zip(bounds, bounds[1:], strict=False))[:count]
+    return list(pairwise(bounds))[:count]
 
 
 def diffusers(prefix: str, joint: str = ".") -> Spell:

@@ -80,7 +80,7 @@ def test_no_two_modules_share_a_spelling():
     for names in spellings(tiny()).values():
         with_underscores = [name.replace(".", "_") for name in names]
         assert len(set(with_underscores)) == len(with_underscores)
-        covered = {layer: 0 for layer in layers_of(tiny())}
+        covered = dict.fromkeys(layers_of(tiny()), 0)
         for target in {(t.layer.name, t.rows) for t in names.values()}:
             covered[target[0]] += target[1][1] - target[1][0]
         assert all(covered[name] >= layer.shape[0] for name, layer in layers_of(tiny()).items())
