@@ -15,6 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ...hyvideo_core.errors import GraphError, HyVideoError
 from ..host import OUT_OF_MEMORY, Interrupted, io, output_folder, temp_folder
 from ..host.headless import Folders, use_folders
+from . import inspect
 from .graph import Node, Registry, apply_settings, parse_nodes, read_prompt
 from .runner import run
 from .validation import Graph, validate
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     run_parser.add_argument("--debug", action="store_true", help="show where in the code an error came up")
     nodes_parser = commands.add_parser("nodes", help="list the nodes that run here")
     nodes_parser.set_defaults(command=_list_nodes)
+    inspect.add_command(commands)
     return parser
 
 
