@@ -244,11 +244,7 @@ def _entry(checkpoint: Checkpoint, base: str, parts: Mapping[str, str], target: 
         raise CorruptFileError(f"{checkpoint.name}: {base} has impossible sizes; download it again") from error
     except CorruptFileError as error:
         raise CorruptFileError(f"{checkpoint.name}: {error}") from error
-    rows, columns = change.shape
-    full = (target.rows[1] - target.rows[0], target.layer.shape[1])
-    shape = (full[0] if rows is None else rows, full[1] if columns is None else columns)
-    if change.bias is not None and len(change.bias) != shape[0]:
-        shape = (len(change.bias), shape[1])
+    shape = change.shape or (change.num_outputs, target.layer.shape[1])
     return Entry(base, target, parts, shape, None if change.factor is None else change.factor.rank)
 
 

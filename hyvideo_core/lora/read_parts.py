@@ -58,13 +58,18 @@ class Change(nn.Module):
         self.replacement = None if replacement is None else frozen(replacement)
 
     @property
-    def shape(self) -> tuple[int | None, int | None]:
+    def shape(self) -> tuple[int, int] | None:
         """(out, in) of the weight that it fits; None where only the bias changes."""
         if self.factor is not None:
             return self.factor.out_features, self.factor.in_features
         if self.replacement is not None:
             return self.replacement.shape[0], self.replacement.shape[1]
-        return None, None
+        return None
+
+    @property
+    def num_outputs(self) -> int:
+        """Output channels that it changes."""
+        return self.shape[0] if self.shape else 0 if self.bias is None else len(self.bias)
 
     def cast(self, dtype: torch.dtype, device: torch.device | None) -> Change:
         """The same in another dtype and place; lengths stay float32."""
@@ -158,6 +163,8 @@ def read_change(name: str, tensors: Mapping[str, Tensor], rules: ScaleRules, *, 
     if factor is None and replacement is None and "diff_b" not in entry:
         raise CorruptFileError(f"{name} has {', '.join(tensors)} and nothing to scale by it; download the file again")
     change = Change(factor, _magnitude(entry, factor), _bias(entry, factor), replacement)
+    if change.bias is not None and len(change.bias) != change.num_outputs:
+        raise entry.damaged("diff_b" if "diff_b" in entry else "up_bias", f"[{change.num_outputs}], one for each row")
     return _swapped(change) if is_swapped else change
 
 

@@ -113,7 +113,7 @@ def test_flux_is_told_by_the_number_of_its_blocks_and_refused_by_its_metadata():
 
 
 def test_a_lora_for_another_size_names_both_sizes(config, write):
-    with pytest.raises(WrongModelError, match="a weight of 96 x 96, double_blocks.0.img_attn_proj .* takes 64 x 64"):
+    with pytest.raises(WrongModelError, match=r"a weight of 96 x 96, double_blocks.0.img_attn_proj .* takes 64 x 64"):
         open_lora(write(pair(BASE, 96, 96)), config)
     kind = recognise_lora(write(pair(BASE, 96, 96)), config)
     assert kind.coverage.matched == 1 and "64 x 64" in kind.refusal
@@ -138,6 +138,10 @@ DAMAGED = {
         f"{BASE}.hada_w2_a": torch.zeros(64, 2),
     },
     "no lokr_w2_b": {f"{BASE}.lokr_w1": torch.zeros(8, 8), f"{BASE}.lokr_w2_a": torch.zeros(8, 2)},
+    r"its diff_b is \[64\], expected \[1\]": {
+        f"{BASE}.set_weight": torch.zeros(1, 64),
+        f"{BASE}.diff_b": torch.zeros(64),
+    },
     "a second time": pair(BASE) | {f"{BASE}.lora_A.weight": torch.zeros(2, 64)},
     "changes double_blocks.0.img_attn_proj twice": pair(BASE) | pair("transformer.double_blocks.0.img_attn_proj"),
     "factors for a norm": pair("diffusion_model.double_blocks.0.img_attn_q_norm", 16, 1),
