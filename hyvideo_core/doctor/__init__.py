@@ -1,6 +1,14 @@
-"""What a file is, told from its header: the doctor behind the command line's `inspect` and its node."""
+"""What a file is, told from its header: the doctor behind the command line's `inspect`, its node and the loaders."""
 
-from .examine import inspect
+from .examine import clip_findings, inspect, llama_findings, transformer_findings, vae_findings
 from .findings import Findings, LoraFindings
 
-__all__ = ["Findings", "LoraFindings", "inspect"]
+__all__ = [
+    "Findings",
+    "LoraFindings",
+    "clip_findings",
+    "inspect",
+    "llama_findings",
+    "transformer_findings",
+    "vae_findings",
+]

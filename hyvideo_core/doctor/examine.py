@@ -15,6 +15,7 @@ from ..errors import CheckpointError, HyVideoError
 from ..loading import (
     Checkpoint,
     DetectedTransformer,
+    DetectedVae,
     Kind,
     detect_transformer,
     detect_vae,
@@ -154,33 +155,44 @@ def _examine(
 ) -> Findings:
     """What can be said of the files that this pack opens."""
     if part == "transformer":
-        return _transformer(checkpoint, found)
+        detected = detect_transformer(checkpoint)
+        return _transformer(checkpoint, detected, coverage(detected), found)
     if part == "vae":
-        detected = detect_vae(checkpoint)
-        return _covered(
-            replace(
-                found,
-                variant=f"{detected.config.latent_channels} latent channels",
-                dialect="official and diffusers' names"
-                if detected.view.dialect.name == "official"
-                else "ComfyUI names",
-                prefix=detected.view.prefix,
-                needs=vae_needs(detected.config),
-            ),
-            coverage(detected),
-        )
+        vae = detect_vae(checkpoint)
+        return _vae(vae, coverage(vae), found)
     if part == "llm":
-        return _language_model(checkpoint, found)
+        llama = detect_llama(checkpoint)
+        return _llama(checkpoint, llama, llama_coverage(checkpoint, llama), found)
     if part == "clip":
-        return _clip(checkpoint, found)
+        clip = detect_clip(checkpoint)
+        return _clip(checkpoint, clip, clip_coverage(checkpoint, clip), found)
     return _lora(checkpoint, found, model) if part == "lora" else found
 
 
-def _transformer(checkpoint: Checkpoint, found: Findings) -> Findings:
-    detected = detect_transformer(checkpoint)
+def transformer_findings(checkpoint: Checkpoint, detected: DetectedTransformer, cover: Coverage) -> Findings:
+    """Findings on a transformer file that a loader has opened."""
+    return _transformer(checkpoint, detected, cover, _common(checkpoint, recognise(checkpoint)))
+
+
+def vae_findings(checkpoint: Checkpoint, detected: DetectedVae, cover: Coverage) -> Findings:
+    """Findings on an autoencoder file that a loader has opened."""
+    return _vae(detected, cover, _common(checkpoint, recognise(checkpoint)))
+
+
+def llama_findings(checkpoint: Checkpoint, config: LlamaConfig, cover: Coverage) -> Findings:
+    """Findings on a language model file that a loader has opened."""
+    return _llama(checkpoint, config, cover, _common(checkpoint, recognise(checkpoint)))
+
+
+def clip_findings(checkpoint: Checkpoint, config: ClipTextConfig, cover: Coverage) -> Findings:
+    """Findings on a CLIP file that a loader has opened."""
+    return _clip(checkpoint, config, cover, _common(checkpoint, recognise(checkpoint)))
+
+
+def _transformer(checkpoint: Checkpoint, detected: DetectedTransformer, cover: Coverage, found: Findings) -> Findings:
     config = detected.config
     variant = transformer_variant(config)
-    may_need_scales = isinstance(detected.policy, CastFp8)
+    may_need_scales = isinstance(detected.policy, CastFp8) and isinstance(checkpoint, HeaderOnly)
     described = replace(
         found,
         variant=f"{variant.words}; {model_words(config)}",
@@ -192,13 +204,22 @@ def _transformer(checkpoint: Checkpoint, found: Findings) -> Findings:
         needs=transformer_needs(config),
         notes=(SCALES_UNKNOWN,) if may_need_scales else (),
     )
-    return _covered(described, coverage(detected))
+    return _covered(described, cover)
 
 
-def _language_model(checkpoint: Checkpoint, found: Findings) -> Findings:
-    config = detect_llama(checkpoint)
+def _vae(detected: DetectedVae, cover: Coverage, found: Findings) -> Findings:
+    described = replace(
+        found,
+        variant=f"{detected.config.latent_channels} latent channels",
+        dialect="official and diffusers' names" if detected.view.dialect.name == "official" else "ComfyUI names",
+        prefix=detected.view.prefix,
+        needs=vae_needs(detected.config),
+    )
+    return _covered(described, cover)
+
+
+def _llama(checkpoint: Checkpoint, config: LlamaConfig, cover: Coverage, found: Findings) -> Findings:
     view = llama_view(checkpoint)
-    cover = llama_coverage(checkpoint, config)
     layers = f"{config.num_layers} layers, {config.hidden_size} wide, {config.vocab_size} rows"
     beside = parts_aside(cover)
     described = replace(
@@ -214,10 +235,8 @@ def _language_model(checkpoint: Checkpoint, found: Findings) -> Findings:
     return _covered(described, cover)
 
 
-def _clip(checkpoint: Checkpoint, found: Findings) -> Findings:
-    config = detect_clip(checkpoint)
+def _clip(checkpoint: Checkpoint, config: ClipTextConfig, cover: Coverage, found: Findings) -> Findings:
     view = clip_view(checkpoint)
-    cover = clip_coverage(checkpoint, config)
     usual = ClipTextConfig()
     name = "LongCLIP-L" if config.max_positions > usual.max_positions else "CLIP-L"
     sizes = f"{config.num_layers} layers, {config.hidden_size} wide, reads {config.max_positions} tokens"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -100,21 +100,34 @@ class Findings:
         """All of it as JSON values."""
         return {"file": self.file, "is_sound": self.is_sound, **asdict(self)}
 
+    @property
+    def short(self) -> str:
+        """What was found, in one line."""
+        told = (self._kind_words(), self._layout(), self.precision, self.coverage)
+        return _printable(f"{self.file}: {'; '.join(filter(None, told))}")
+
+    def summary(self) -> str:
+        """What was found, without what it means for the rest of a workflow."""
+        shown = {"what it is", "looks like", "layout", "precision", "parameters", "complete", "note"}
+        return self._text(row for row in self._rows() if row[0] in shown)
+
     def __str__(self) -> str:
         """A block of lines for people; what is unknown is left out."""
-        rows = [row for row in self._rows() if row[1]]
+        return self._text(self._rows())
+
+    def _text(self, all_rows: Iterable[Row]) -> str:
+        rows = [row for row in all_rows if row[1]]
         lines = [f"  {label:{LABEL_WIDTH}}{text}" for label, text in rows]
         return _printable("\n".join([self.file, *lines]))
 
     def _rows(self) -> list[Row]:
-        variant = f"{self.kind}: {self.variant}" if self.variant else self.kind
         home = self.opened_by and f"{self.opened_by}, from {self.folder}"
         return [
-            ("what it is", variant),
+            ("what it is", self._kind_words()),
             ("problem", self.problem),
             ("looks like", self.lookalikes and f"{', '.join(self.lookalikes)}: all have these names and shapes"),
             *(("hint", hint) for hint in self.hints),
-            ("layout", ", ".join(filter(None, [self.dialect, self._prefix_words(), self.container]))),
+            ("layout", self._layout()),
             ("precision", self.precision),
             ("parameters", self.num_tensors and f"{count_words(self.num_parameters)} in {self.num_tensors} tensors"),
             ("in memory", ", ".join(f"{size_words(size)} {words}" for words, size in self.memory.items())),
@@ -125,10 +138,12 @@ class Findings:
             *(("note", note) for note in self.notes),
         ]
 
-    def _prefix_words(self) -> str | None:
-        if self.prefix is None:
-            return None
-        return f"prefix {self.prefix}" if self.prefix else "no prefix"
+    def _kind_words(self) -> str | None:
+        return f"{self.kind}: {self.variant}" if self.variant else self.kind
+
+    def _layout(self) -> str:
+        prefix = None if self.prefix is None else f"prefix {self.prefix}" if self.prefix else "no prefix"
+        return ", ".join(filter(None, [self.dialect, prefix, self.container]))
 
     def _lora_rows(self) -> Sequence[Row]:
         lora = self.lora

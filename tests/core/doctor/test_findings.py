@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
 from hyvideo_nodes.hyvideo_core.config import tiny
 from hyvideo_nodes.hyvideo_core.doctor import Findings, inspect
-from hyvideo_nodes.hyvideo_core.loading import safetensors_file
+from hyvideo_nodes.hyvideo_core.loading.safetensors_file import SafetensorsFile
 from hyvideo_nodes.hyvideo_core.loading.variants import SAME_BY_KEYS
 from hyvideo_nodes.hyvideo_core.model import Transformer
 from safetensors.torch import save_file
@@ -163,25 +164,14 @@ def test_marks_in_tensors_are_read_and_nothing_else(write, monkeypatch):
         file.seek(8 + length)
         file.write(mark)
     read = []
-    original = safetensors_file.safe_open
+    original = SafetensorsFile.reading
 
-    def spy(*arguments, **options):
-        handle = original(*arguments, **options)
+    @contextmanager
+    def spy(self):
+        with original(self) as get:
+            yield lambda name: (read.append(name), get(name))[1]
 
-        class Spy:
-            def __enter__(self):
-                return self
-
-            def __exit__(self, *_):
-                handle.__exit__(None, None, None)
-
-            def get_tensor(self, name):
-                read.append(name)
-                return handle.get_tensor(name)
-
-        return Spy()
-
-    monkeypatch.setattr(safetensors_file, "safe_open", spy)
+    monkeypatch.setattr(SafetensorsFile, "reading", spy)
     findings = inspect(path)
     assert findings.problem is None
     assert findings.precision.startswith("ComfyUI quantized: 1 layers float8_e4m3fn")
@@ -192,10 +182,10 @@ def test_25_gigabytes_take_no_time_and_are_not_read(t2v, write, monkeypatch):
     path = write("hunyuan_video_720_cfgdistill_bf16.safetensors", t2v)
     assert path.stat().st_size > 25e9
 
-    def refuse(*arguments, **options):
+    def refuse(self):
         raise AssertionError("weights were opened")
 
-    monkeypatch.setattr(safetensors_file, "safe_open", refuse)
+    monkeypatch.setattr(SafetensorsFile, "reading", refuse)
     inspect(path)  # imports and tables are paid for here
     start = time.perf_counter()
     findings = inspect(path)
