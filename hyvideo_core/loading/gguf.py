@@ -21,6 +21,7 @@ from ..errors import CheckpointError, CorruptFileError
 from ..quantization.gguf_blocks import FORMATS, row_bytes
 from .checkpoint import Checkpoint, ReadTensor, TensorInfo, parse_config
 from .gguf_header import GgufHeader, StoredTensor, Value, parse_gguf_header
+from .mapping import MappedFile, mapped
 
 GGUF_SUFFIXES = (".gguf",)
 ARCHITECTURE = "general.architecture"
@@ -75,23 +76,16 @@ class GgufFile(Checkpoint):
     @contextmanager
     def reading(self) -> Iterator[ReadTensor]:
         """See Checkpoint.reading."""
-        # weights made in inference mode could never be trained
-        with torch.inference_mode(False):
-            size = self.path.stat().st_size
-            if size < max((start + length for start, length in self.places.values()), default=0):
-                raise CorruptFileError(f"{self.name} has been cut off since it was opened; download it again")
-            content = torch.from_file(str(self.path), shared=False, size=size, dtype=torch.uint8)
-        yield lambda name: self._tensor(content, name)
+        with mapped(self.path) as file:
+            yield lambda name: self._tensor(file, name)
 
-    def _tensor(self, content: Tensor, name: str) -> Tensor:
-        info, (start, length) = self.tensors[name], self.places[name]
+    def _tensor(self, file: MappedFile, name: str) -> Tensor:
+        info, (start, _) = self.tensors[name], self.places[name]
+        if info.block is not None:
+            tensor = file.tensor(start, (*info.shape[:-1], row_bytes(info.shape[-1], info.block)), torch.uint8)
+        else:
+            tensor = file.tensor(start, info.shape, info.dtype)
         with torch.inference_mode(False):
-            stored = content[start : start + length]
-            if info.block is not None:
-                tensor = stored.reshape(*info.shape[:-1], row_bytes(info.shape[-1], info.block))
-            else:
-                aligned = stored if start % info.dtype.itemsize == 0 else stored.clone()
-                tensor = aligned.view(info.dtype).reshape(info.shape)
             return deinterleave_heads(tensor, self.heads[name]) if name in self.heads else tensor
 
 

@@ -18,6 +18,7 @@ from .checkpoint import Checkpoint, ReadTensor, TensorInfo, parse_config
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 WRAPPER_KEYS = ("module", "state_dict", "model", "ema", "params_ema", "params")
+REMAP_BYTES = 512 * 2**20
 MAX_WRAPPERS = 8  # a table may hold itself
 # what torch.load raises where the bytes are not those of a pickle
 DAMAGES = (
@@ -44,10 +45,23 @@ class PickleFile(Checkpoint):
     @contextmanager
     def reading(self) -> Iterator[ReadTensor]:
         """See Checkpoint.reading."""
+        weights: dict[str, Tensor] = {}
+        num_read = REMAP_BYTES
+
+        def read(name: str) -> Tensor:
+            # tensors that are converted leave their pages in the mapping; a new one lets go of them
+            nonlocal num_read, weights
+            if num_read >= REMAP_BYTES:
+                weights, num_read = self._map(), 0
+            num_read += weights[name].nbytes
+            return weights[name]
+
+        yield read
+
+    def _map(self) -> dict[str, Tensor]:
         # weights made in inference mode could never be trained
         with torch.inference_mode(False):
-            weights, _ = _unwrap(load_pickle(self.path, "cpu"), self.name)
-        yield weights.__getitem__
+            return _unwrap(load_pickle(self.path, "cpu"), self.name)[0]
 
 
 def open_pickle(path: Path) -> PickleFile:

@@ -6,15 +6,17 @@ import json
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from ..errors import CheckpointError, CorruptFileError
 from .checkpoint import Checkpoint, ReadTensor, TensorInfo, parse_config
+from .mapping import MappedFile, mapped
 
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 MAX_HEADER_BYTES = 100_000_000
@@ -34,18 +36,25 @@ DTYPES = {
 }
 
 
+@dataclass(frozen=True)
 class SafetensorsFile(Checkpoint):
-    """One .safetensors file, memory-mapped."""
+    """One .safetensors file, memory-mapped.
+
+    Attributes:
+        places: by name, where in the file a tensor's bytes begin, and what they are there.
+    """
+
+    places: Mapping[str, tuple[int, TensorInfo]] = field(default_factory=dict, repr=False)
 
     @contextmanager
     def reading(self) -> Iterator[ReadTensor]:
         """See Checkpoint.reading."""
-        try:
-            file = safe_open(self.path, framework="pt", device="cpu")
-        except (SafetensorError, OSError) as error:
-            raise CorruptFileError(f"{self.name} cannot be read ({error}); download it again") from error
-        with file as handle:
-            yield handle.get_tensor
+        with mapped(self.path) as file:
+            yield lambda name: self._tensor(file, name)
+
+    def _tensor(self, file: MappedFile, name: str) -> Tensor:
+        start, info = self.places[name]
+        return file.tensor(start, info.shape, info.dtype)
 
 
 def open_safetensors(path: Path) -> SafetensorsFile:
@@ -59,13 +68,14 @@ def open_safetensors(path: Path) -> SafetensorsFile:
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _damaged(path, "its metadata is not a table of texts")
-    tensors, places = {}, []
+    tensors, ranges = {}, {}
     for name, entry in header.items():
-        tensors[name], place = _tensor_entry(path, name, entry)
-        places.append(place)
-    _check_places(path, sorted(places), num_bytes)
+        tensors[name], ranges[name] = _tensor_entry(path, name, entry)
+    _check_places(path, sorted(ranges.values()), num_bytes)
+    data_start = path.stat().st_size - num_bytes
+    places = {name: (data_start + start, tensors[name]) for name, (start, _) in ranges.items()}
     config = parse_config(metadata.pop("config", "{}"), path.name)
-    return SafetensorsFile(path=path, tensors=tensors, config=config, metadata=metadata)
+    return SafetensorsFile(path=path, tensors=tensors, config=config, metadata=metadata, places=places)
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
@@ -115,12 +125,13 @@ def _tensor_entry(path: Path, name: str, entry: Any) -> tuple[TensorInfo, tuple[
     shape, offsets = _sizes(entry.get("shape")), _sizes(entry.get("data_offsets"))
     if shape is None or offsets is None or len(offsets) != 2:
         raise _damaged(path, f"its entry {name:.100} has no shape or place that could be one")
-    if entry.get("dtype") not in DTYPES:
+    kind = entry.get("dtype")
+    if not isinstance(kind, str) or kind not in DTYPES:
         raise CheckpointError(
             f"{path.name}: tensor {name:.100} is stored as {entry.get('dtype')!s:.40}, which is not read; "
             "use a bf16, fp16, fp32 or fp8 file"
         )
-    dtype = DTYPES[entry["dtype"]]
+    dtype = DTYPES[kind]
     # a mark may be empty; an empty matrix could claim any size for free
     if prod(shape) * dtype.itemsize != offsets[1] - offsets[0] or (len(shape) > 1 and 0 in shape):
         raise _damaged(path, f"its entry {name:.100} of shape {list(shape)!s:.60} cannot have the bytes given to it")
