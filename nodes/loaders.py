@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 
+from ..hyvideo_core.doctor import Findings, clip_findings, llama_findings, transformer_findings, vae_findings
 from ..hyvideo_core.loading import (
     build_clip_encoder,
     build_llama_encoder,
     build_transformer,
     build_vae,
+    check_clip,
     check_complete,
+    check_llama,
     detect_clip,
     detect_llama,
     detect_transformer,
@@ -34,6 +38,8 @@ from .recipes import (
 )
 from .sockets import HYVModel, HYVTextEncoders
 from .vae import VideoVae
+
+logger = logging.getLogger(__name__)
 
 CATEGORY = "HunyuanVideo/loaders"
 FP8_TOOLTIP = (
@@ -64,6 +70,19 @@ def precision_input(auto: str, *more: str, tooltip: str = "") -> Any:
         default="auto",
         tooltip=PRECISION_TOOLTIP.format(auto=auto) + tooltip,
     )
+
+
+def told(*files: Findings) -> dict[str, list[str]]:
+    """What was found in files, logged and shown on the node; gives it as what the node has to show."""
+    for findings in files:
+        logger.info("%s", findings.short)
+        for note in findings.notes:
+            logger.info("%s: %s", findings.file, note)
+        if findings.beside:
+            logger.warning("%s: %s", findings.file, findings.beside_words())
+    text = "\n\n".join(findings.summary() for findings in files)
+    host.show_text(text)
+    return {"text": [text]}
 
 
 class HYVLoadModel(io.ComfyNode):
@@ -98,7 +117,7 @@ class HYVLoadModel(io.ComfyNode):
         """Reads the header and hands on a recipe."""
         checkpoint = open_checkpoint(host.resolve("diffusion_models", model))
         detected = detect_transformer(checkpoint)
-        check_complete(detected)
+        findings = transformer_findings(checkpoint, detected, check_complete(detected))
 
         def build() -> torch.nn.Module:
             device = host.device_for("transformer")
@@ -109,7 +128,7 @@ class HYVLoadModel(io.ComfyNode):
             return transformer
 
         weights = share_weights("transformer", checkpoint, precision, build)
-        return io.NodeOutput(ModelRecipe(detected=detected, precision=precision, weights=weights))
+        return io.NodeOutput(ModelRecipe(detected=detected, precision=precision, weights=weights), ui=told(findings))
 
 
 class HYVLoadTextEncoders(io.ComfyNode):
@@ -145,6 +164,8 @@ class HYVLoadTextEncoders(io.ComfyNode):
         llm_file = open_checkpoint(host.resolve("text_encoders", llm))
         clip_file = open_checkpoint(host.resolve("text_encoders", clip))
         llm_config, clip_config = detect_llama(llm_file), detect_clip(clip_file)
+        llm_findings = llama_findings(llm_file, llm_config, check_llama(llm_file, llm_config))
+        findings = clip_findings(clip_file, clip_config, check_clip(clip_file, clip_config))
 
         def build_llm() -> torch.nn.Module:
             dtype = choose_dtype(precision, llm_file, host.device_for("text_encoders"), torch.float16)
@@ -172,7 +193,8 @@ class HYVLoadTextEncoders(io.ComfyNode):
                     weights=clip_file.path,
                     places=host.host_tokenizers("clip"),
                 ),
-            )
+            ),
+            ui=told(llm_findings, findings),
         )
 
 
@@ -206,10 +228,11 @@ class HYVLoadVAE(io.ComfyNode):
         """Reads the header and hands on a VAE whose weights load at first use."""
         checkpoint = open_checkpoint(host.resolve("vae", vae))
         detected = detect_vae(checkpoint)
-        check_complete(detected)
+        findings = vae_findings(checkpoint, detected, check_complete(detected))
 
         def build() -> torch.nn.Module:
             dtype = choose_dtype(precision, checkpoint, host.device_for("vae"), torch.float16)
             return build_vae(detected, dtype=dtype)
 
-        return io.NodeOutput(VideoVae(detected.config, share_weights("vae", checkpoint, precision, build)))
+        vae_object = VideoVae(detected.config, share_weights("vae", checkpoint, precision, build))
+        return io.NodeOutput(vae_object, ui=told(findings))

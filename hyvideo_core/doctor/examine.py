@@ -25,7 +25,7 @@ from ..loading import (
 from ..loading.build import coverage
 from ..loading.checkpoint import ReadTensor
 from ..loading.containers import ShardedFiles
-from ..loading.coverage import Coverage, listed
+from ..loading.coverage import Coverage
 from ..loading.fp8_policies import CastFp8
 from ..loading.gguf import GgufFile
 from ..loading.pickle_file import PickleFile
@@ -281,16 +281,13 @@ def _lora(checkpoint: Checkpoint, found: Findings, model: Path | DetectedTransfo
 def _covered(found: Findings, cover: Coverage) -> Findings:
     """Findings with what a file gives of its model; a file that is not whole has a problem."""
     problem = cover.problem()
-    notes = found.notes
-    if cover.beside:
-        notes = (*notes, f"{len(cover.beside)} tensors belong to something else: {listed(cover.beside)}")
     return replace(
         found,
         coverage=str(cover),
         missing=cover.missing,
         stray=cover.stray,
+        beside=cover.beside,
         problem=f"{found.file} {problem}" if problem else None,
-        notes=notes,
     )
 
 

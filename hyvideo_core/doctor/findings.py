@@ -63,6 +63,7 @@ class Findings:
         memory: bytes of the weights that a loader keeps, by precision.
         coverage: how many tensors of the model the file gives.
         missing, stray: names that the file lacks, and names that the model does not know.
+        beside: names of tensors that belong to something else.
         needs: what else it takes to make a video with it.
         lora: for a LoRA only.
         notes: what else is worth knowing.
@@ -87,6 +88,7 @@ class Findings:
     coverage: str | None = None
     missing: tuple[str, ...] = ()
     stray: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     lora: LoraFindings | None = None
     notes: tuple[str, ...] = ()
@@ -106,9 +108,13 @@ class Findings:
         told = (self._kind_words(), self._layout(), self.precision, self.coverage)
         return _printable(f"{self.file}: {'; '.join(filter(None, told))}")
 
+    def beside_words(self) -> str:
+        """What else lies in the file; empty if nothing."""
+        return f"{len(self.beside)} tensors belong to something else: {listed(self.beside)}" if self.beside else ""
+
     def summary(self) -> str:
         """What was found, without what it means for the rest of a workflow."""
-        shown = {"what it is", "looks like", "layout", "precision", "parameters", "complete", "note"}
+        shown = {"what it is", "looks like", "layout", "precision", "parameters", "complete", "besides", "note"}
         return self._text(row for row in self._rows() if row[0] in shown)
 
     def __str__(self) -> str:
@@ -132,6 +138,7 @@ class Findings:
             ("parameters", self.num_tensors and f"{count_words(self.num_parameters)} in {self.num_tensors} tensors"),
             ("in memory", ", ".join(f"{size_words(size)} {words}" for words, size in self.memory.items())),
             ("complete", self.coverage),
+            ("besides", self.beside_words()),
             *self._lora_rows(),
             ("opened by", home or (self.folder and f"no node of this pack; such files belong in {self.folder}")),
             *(("needs", need) for need in self.needs),

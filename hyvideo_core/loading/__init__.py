@@ -5,7 +5,7 @@ from .checkpoint import Checkpoint
 from .containers import open_checkpoint
 from .detect import DetectedTransformer, DetectedVae, detect_transformer, detect_vae
 from .recognise import Kind, describe, recognise
-from .text import build_clip_encoder, build_llama_encoder, detect_clip, detect_llama
+from .text import build_clip_encoder, build_llama_encoder, check_clip, check_llama, detect_clip, detect_llama
 
 __all__ = [
     "Checkpoint",
@@ -16,7 +16,9 @@ __all__ = [
     "build_llama_encoder",
     "build_transformer",
     "build_vae",
+    "check_clip",
     "check_complete",
+    "check_llama",
     "describe",
     "detect_clip",
     "detect_llama",

@@ -18,7 +18,9 @@ import latent_preview
 import torch
 from comfy_api.latest import ComfyExtension
 from comfy_api.latest import io as host_io
+from comfy_execution.utils import get_executing_context
 from PIL import Image
+from server import PromptServer
 
 from . import headless_io
 from .contracts import Patcher, Progress, Role
@@ -57,12 +59,14 @@ __all__ = [
     "preview_wanted",
     "progress",
     "resolve",
+    "show_text",
     "temp_folder",
     "user_folder",
 ]
 
 Interrupted = memory.InterruptProcessingException
 OUT_OF_MEMORY: tuple[type[BaseException], ...] = (torch.OutOfMemoryError, MemoryError)
+_NO_HTML = str.maketrans({"<": "‹", ">": "›"})
 _PRIVATE_PREFIX = "hyvideo_"
 _SCHEMA_FIELDS = {spec.name for spec in fields(host_io.Schema)}
 
@@ -166,6 +170,14 @@ def check_interrupt() -> None:
     memory.throw_exception_if_processing_interrupted()
 
 
+def show_text(text: str) -> None:
+    """Shows text on the node that is running."""
+    context = get_executing_context()
+    if context is not None:
+        # the front end takes it as HTML, and names come from files
+        PromptServer.instance.send_progress_text(text.translate(_NO_HTML), context.node_id)
+
+
 def preview_wanted() -> bool:
     """Whether the user has switched sampling previews on, for the server or for this prompt."""
     # the host writes the prompt's own choice into the same place before it runs
@@ -215,18 +227,19 @@ def make_patcher(module: torch.nn.Module, role: Role) -> Patcher:
     )
 
 
-def place(patcher: Patcher, memory_required: int = 0) -> torch.device:
+def place(patcher: Patcher, memory_required: int = 0, beside: Sequence[Patcher] = ()) -> torch.device:
     """Has the host load a module wholly, sending other models away where room is short.
 
     Args:
         memory_required: bytes that the coming run needs besides the weights.
+        beside: modules that are needed at the same time.
     Returns:
         The device on which to compute.
     """
     # wholly: a module that the host loaded in part counts as loaded ever after, and its forward fails.
     # Outside inference mode: weights that move in it could never be trained.
     with torch.inference_mode(False):
-        memory.load_models_gpu([patcher], memory_required=memory_required, force_full_load=True)
+        memory.load_models_gpu([patcher, *beside], memory_required=memory_required, force_full_load=True)
     return patcher.load_device
 
 

@@ -53,6 +53,7 @@ __all__ = [
     "preview_wanted",
     "progress",
     "resolve",
+    "show_text",
     "temp_folder",
     "user_folder",
 ]
@@ -196,6 +197,10 @@ def check_interrupt() -> None:
         raise Interrupted
 
 
+def show_text(text: str) -> None:
+    """Nothing: a terminal has the log."""
+
+
 def preview_wanted() -> bool:
     """Never: a terminal shows no pictures, so none need to be made."""
     return False
@@ -252,21 +257,24 @@ def make_patcher(module: torch.nn.Module, role: Role) -> ModulePatcher:
     return ModulePatcher(module, device_for(role), offload_device_for(role))
 
 
-def place(patcher: Patcher, memory_required: int = 0) -> torch.device:
+def place(patcher: Patcher, memory_required: int = 0, beside: Sequence[Patcher] = ()) -> torch.device:
     """Moves a module wholly to its load device, sending others away first where room is short.
 
     Args:
         memory_required: bytes that the coming run needs besides the weights.
+        beside: modules that are needed at the same time.
     Returns:
         The device on which to compute.
     """
-    if not isinstance(patcher, ModulePatcher):
-        raise TypeError(f"expected a patcher of make_patcher, got {type(patcher).__name__}")
-    others = [ref for ref in _placed if ref() not in (None, patcher)]
-    _placed[:] = others
-    free_memory(patcher.model_size() - patcher.loaded_size() + memory_required, patcher.load_device)
-    _placed.append(weakref.ref(patcher))
-    patcher.move(patcher.load_device)
+    wanted = [patcher, *beside]
+    _placed[:] = [ref for ref in _placed if ref() not in (None, *wanted)]
+    missing_bytes = sum(one.model_size() - one.loaded_size() for one in wanted)
+    free_memory(missing_bytes + memory_required, patcher.load_device)
+    for one in wanted:
+        if not isinstance(one, ModulePatcher):
+            raise TypeError(f"expected a patcher of make_patcher, got {type(one).__name__}")
+        _placed.append(weakref.ref(one))
+        one.move(one.load_device)
     return patcher.load_device
 
 
