@@ -6,15 +6,19 @@ from typing import Any
 
 from . import host
 from .conditioning import HYVTextEncode
+from .inspect_file import HYVInspectFile
 from .latents import HYVEmptyLatent, HYVResolution, HYVVAEDecode, HYVVAEEncode
 from .loaders import HYVLoadModel, HYVLoadTextEncoders, HYVLoadVAE
+from .lora import HYVLoadLora
 from .sampling import HYVSampler
 from .step_cache import HYVTeaCache
 
 NODES = [
     HYVLoadModel,
+    HYVLoadLora,
     HYVLoadTextEncoders,
     HYVLoadVAE,
+    HYVInspectFile,
     HYVTextEncode,
     HYVEmptyLatent,
     HYVResolution,

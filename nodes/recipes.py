@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -14,6 +14,7 @@ from torch import nn
 
 from ..hyvideo_core.config import ClipTextConfig, LlamaConfig
 from ..hyvideo_core.loading import Checkpoint, DetectedTransformer
+from ..hyvideo_core.lora import Attached, LoraFile, LoraWeights, with_loras
 from ..hyvideo_core.model import Transformer
 from ..hyvideo_core.text_encoders.clip import ClipTextEncoder
 from ..hyvideo_core.text_encoders.llm import LlamaTextEncoder
@@ -53,20 +54,25 @@ class SharedWeights(Generic[ModuleT]):
         self._role = role
         self._build = build
 
+    def build(self) -> ModuleT:
+        """Another module of the same weights, which belongs to the caller alone."""
+        return self._build()
+
     def load(self) -> host.Patcher:
         """The patcher around the module, read from its file if that has not happened yet."""
         if self.patcher is None:
             self.patcher = host.make_patcher(self._build(), self._role)
         return self.patcher
 
-    def place(self, memory_required: int) -> tuple[ModuleT, torch.device]:
+    def place(self, memory_required: int, beside: Sequence[SharedWeights] = ()) -> tuple[ModuleT, torch.device]:
         """The module on the device where it computes.
 
         Args:
             memory_required: bytes that the coming run needs besides the weights.
+            beside: weights that it needs on the same device.
         """
         patcher = self.load()
-        device = host.place(patcher, memory_required)
+        device = host.place(patcher, memory_required, [other.load() for other in beside])
         return patcher.model, device
 
 
@@ -74,10 +80,14 @@ _shared: WeakValueDictionary[tuple[object, ...], SharedWeights] = WeakValueDicti
 
 
 def share_weights(
-    role: host.Role, checkpoint: Checkpoint, precision: str, build: Callable[[], ModuleT]
+    role: host.Role, checkpoint: Checkpoint, precision: str, build: Callable[[], ModuleT], *changes: object
 ) -> SharedWeights[ModuleT]:
-    """The weights of a file at a precision: those that another recipe already holds, if the file has not changed."""
-    key = (role, *fingerprint(checkpoint.path), precision)
+    """The weights of a file at a precision: those that another recipe already holds, if the file has not changed.
+
+    Args:
+        changes: what else tells these weights from others of the file.
+    """
+    key = (role, *fingerprint(checkpoint.path), precision, *changes)
     weights = _shared.get(key)
     if weights is None:
         weights = _shared[key] = SharedWeights(role, build)
@@ -91,12 +101,39 @@ def fingerprint(path: Path) -> tuple[str, int, int]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraRecipe:
+    """A LoRA beside a model: what it is, how it is used, and factors that load when a sampler needs them."""
+
+    lora: LoraFile
+    strength: float
+    blocks: str
+    weights: SharedWeights[LoraWeights] = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelRecipe:
-    """A transformer as HYV_MODEL carries it: what it is, and weights that load when a sampler needs them."""
+    """A transformer as HYV_MODEL carries it: what it is, and weights that load when a sampler needs them.
+
+    Attributes:
+        detected: what the file holds; its configuration is that of the model with all LoRAs.
+        loras: those beside the weights, in their order; merged ones are in `weights`.
+        merged: what tells `weights` from those of the file: each merged LoRA.
+    """
 
     detected: DetectedTransformer
     precision: str
     weights: SharedWeights[Transformer] = field(repr=False)
+    loras: tuple[LoraRecipe, ...] = ()
+    merged: tuple[object, ...] = ()
+
+    def place(self, memory_required: int) -> tuple[Transformer, torch.device]:
+        """The model with its LoRAs, on the device where it computes; see SharedWeights.place."""
+        model, device = self.weights.place(memory_required, [one.weights for one in self.loras])
+        attached = [
+            Attached(lora=one.lora, weights=one.weights.load().model, strength=one.strength, blocks=one.blocks)
+            for one in self.loras
+        ]
+        return with_loras(model, attached), device
 
     @property
     def patcher(self) -> host.Patcher | None:

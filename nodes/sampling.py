@@ -139,7 +139,7 @@ class HYVSampler(io.ComfyNode):
         )
         check_request(model.detected.config, start, prompts.samples, avoided, options)
         log_choices(model, start, prompts, avoided, options, embedded_guidance_scale)
-        transformer, device = model.weights.place(activation_bytes(model.detected.config, start))
+        transformer, device = model.place(activation_bytes(model.detected.config, start))
         samples, report = sample_latents(
             transformer,
             start,

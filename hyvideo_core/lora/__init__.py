@@ -5,7 +5,7 @@ from .factors import Dense, Factor, Hadamard, Kronecker, LowRank
 from .layers import LoraLinear
 from .lora_file import Coverage, LoraFile, LoraWeights, load_lora, open_lora
 from .recognise import LoraKind, recognise_lora
-from .view import Attached, with_loras, with_merged_loras
+from .view import Attached, merge_loras, with_loras, with_merged_loras
 
 __all__ = [
     "Attached",
@@ -22,6 +22,7 @@ __all__ = [
     "LowRank",
     "describe_blocks",
     "load_lora",
+    "merge_loras",
     "open_lora",
     "parse_blocks",
     "recognise_lora",

@@ -65,15 +65,26 @@ def with_merged_loras(model: Transformer, attached: Sequence[Attached]) -> Trans
     Raises:
         OptionError: a layer that they change is not stored as plain floats.
     """
-    view = with_loras(model, attached)
-    merged: dict[str, nn.Module] = {}
+    attached = [one for one in attached if one.strength != 0]
+    if not attached:
+        return model
     with torch.inference_mode(False), torch.no_grad():
-        for name, module in list(view.named_modules()):
-            if isinstance(module, LoraPatchEmbed):
-                merged[name] = _merged_patch_embed(model, module)
-            elif isinstance(module, LoraLinear) and not _is_inside(name, merged):
-                merged[name] = _merged_linear(name, module)
-        return with_modules(view, merged) if merged else view
+        layers = _wrapped(model, attached)
+        view = with_modules(model, {name: _merged(model, name, module) for name, module in layers.items()})
+    view.config = replace(model.config, in_channels=view.img_in.proj.weight.shape[1])
+    return view
+
+
+def merge_loras(model: Transformer, attached: Sequence[Attached]) -> Transformer:
+    """As `with_merged_loras`, into the model itself, layer by layer: for a model that nothing else uses."""
+    with torch.inference_mode(False), torch.no_grad():
+        layers = _wrapped(model, [one for one in attached if one.strength != 0])
+        while layers:
+            name, module = layers.popitem()
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, _merged(model, name, module))
+    model.config = replace(model.config, in_channels=model.img_in.proj.weight.shape[1])
+    return model
 
 
 def with_modules(root: ModuleT, modules: Mapping[str, nn.Module]) -> ModuleT:
@@ -157,6 +168,13 @@ def _changed_norm(norm: nn.Module, change: Change, strength: float) -> nn.Module
     return copy
 
 
+def _merged(model: Transformer, name: str, module: nn.Module) -> nn.Module:
+    """A changed layer as one of the model's own kind."""
+    if isinstance(module, LoraPatchEmbed):
+        return _merged_patch_embed(model, module)
+    return _merged_linear(name, module) if isinstance(module, LoraLinear) else module
+
+
 def _merged_linear(name: str, layer: LoraLinear) -> Linear:
     base = layer.base
     while isinstance(base, LoraLinear):
@@ -184,7 +202,3 @@ def _merged_patch_embed(model: Transformer, embed: LoraPatchEmbed) -> nn.Module:
 
 def _frozen(tensor: Tensor, like: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor.to(like.dtype), requires_grad=False)
-
-
-def _is_inside(name: str, modules: Mapping[str, nn.Module]) -> bool:
-    return any(name.startswith(f"{outer}.") for outer in modules)

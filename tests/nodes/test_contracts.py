@@ -10,8 +10,10 @@ from hyvideo_nodes.nodes import NODES
 CATEGORIES = {"loaders", "conditioning", "sampling", "latents", "step cache"}
 WIDGETS = {
     "HYVLoadModel": ["model", "precision"],
+    "HYVLoadLora": ["lora", "strength", "blocks", "mode"],
     "HYVLoadTextEncoders": ["llm", "clip", "precision"],
     "HYVLoadVAE": ["vae", "precision"],
+    "HYVInspectFile": ["file"],
     "HYVTextEncode": ["prompt", "template"],
     "HYVEmptyLatent": ["width", "height", "length", "batch_size"],
     "HYVResolution": ["resolution", "aspect"],
