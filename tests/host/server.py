@@ -27,6 +27,7 @@ import aiohttp
 START_SECONDS = 180
 SILENCE_SECONDS = 120
 PREVIEW_WITH_METADATA = 4
+TEXT = 3
 ENDS = {"execution_success": "success", "execution_error": "error", "execution_interrupted": "interrupted"}
 
 
@@ -108,6 +109,7 @@ async def run_graph(url: str, graph: dict[str, Any], interrupt_after: int | None
         "cached": [],
         "progress": defaultdict(list),
         "previews": defaultdict(int),
+        "texts": {},
     }
     async with (
         aiohttp.ClientSession() as session,
@@ -134,11 +136,14 @@ async def run_graph(url: str, graph: dict[str, Any], interrupt_after: int | None
 
 
 def note_preview(outcome: dict[str, Any], message: bytes) -> None:
-    """Counts a preview for its node."""
+    """Counts a preview for its node, or keeps the text that a node shows."""
     (kind,) = struct.unpack(">I", message[:4])
     if kind == PREVIEW_WITH_METADATA:
         (length,) = struct.unpack(">I", message[4:8])
         outcome["previews"][json.loads(message[8 : 8 + length])["node_id"]] += 1
+    elif kind == TEXT:
+        (length,) = struct.unpack(">I", message[4:8])
+        outcome["texts"][message[8 : 8 + length].decode()] = message[8 + length :].decode()
 
 
 def note(outcome: dict[str, Any], message: dict[str, Any]) -> None:

@@ -331,6 +331,24 @@ def test_the_embedded_template_runs(server):
     assert list(outcome["previews"].values()) == [STEPS]
 
 
+def test_nodes_show_what_they_found_in_files(server):
+    graph = {
+        # a precision that no other test has: a cached node keeps its text, which is not sent again
+        "model": node("HYVLoadModel", model="tiny.safetensors", precision="fp16"),
+        "vae": node("HYVInspectFile", file="vae/tiny.safetensors"),
+        "end": node("HYVInspectFile", file="text_encoders/tiny_llama.safetensors", model=["model", 0]),
+    }
+    outcome = server.run(graph)
+    assert outcome["status"] == "success", outcome
+    for name, words in {
+        "model": "a HunyuanVideo transformer: text to video",
+        "vae": "a HunyuanVideo VAE",
+        "end": "a Llama language model",
+    }.items():
+        assert words in outcome["texts"][name]
+        assert outcome["outputs"][name]["text"] == [outcome["texts"][name]]
+
+
 def _choices(server, class_type: str, widget: str) -> list[str]:
     kind, *options = server.get(f"/object_info/{class_type}")[class_type]["input"]["required"][widget]
     return kind if isinstance(kind, list) else options[0]["options"]
