@@ -86,10 +86,11 @@ class HYVLoadLora(io.ComfyNode):
         chosen = parse_blocks(blocks, model.detected.config)
         layers = [layer for layer in opened.layers if layer in chosen]
         report = report_coverage(opened, layers, strength, mode)
-        if strength == 0 or not layers:
-            return io.NodeOutput(model, report)
-        put_on = add_side_path if mode == SIDE_PATH else add_merged
-        return io.NodeOutput(put_on(model, opened, strength, blocks), report)
+        host.show_text(report)
+        if strength != 0 and layers:
+            put_on = add_side_path if mode == SIDE_PATH else add_merged
+            model = put_on(model, opened, strength, blocks)
+        return io.NodeOutput(model, report, ui={"text": [report]})
 
 
 def report_coverage(lora: LoraFile, layers: list[Layer], strength: float, mode: str) -> str:

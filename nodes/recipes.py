@@ -53,6 +53,7 @@ class SharedWeights(Generic[ModuleT]):
         self.patcher: host.Patcher | None = None
         self._role = role
         self._build = build
+        self._beside: tuple[SharedWeights, ...] = ()
 
     def build(self) -> ModuleT:
         """Another module of the same weights, which belongs to the caller alone."""
@@ -72,6 +73,8 @@ class SharedWeights(Generic[ModuleT]):
             beside: weights that it needs on the same device.
         """
         patcher = self.load()
+        # held until the next run: the host drops a node's result as soon as one of its widgets changes
+        self._beside = tuple(beside)
         device = host.place(patcher, memory_required, [other.load() for other in beside])
         return patcher.model, device
 

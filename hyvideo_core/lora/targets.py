@@ -26,6 +26,16 @@ INDEXED = Dialect(
         (r"(\.linear1)\.weight$", r"\1.{0,1,2,3}.weight"),
     ),
 )
+# OneTrainer's own table counts the layers of an MLP as 0 and 2, and names the text timestep's as others do
+INDEXED_FROM_0 = Dialect(
+    INDEXED.name,
+    (
+        *INDEXED.renames,
+        (r"mlp\.fc1\.weight$", "mlp.fc0.weight"),
+        (r"^(txt_in\.t_embedder)\.mlp\.0\.", r"\1.linear_1."),
+        (r"^(txt_in\.t_embedder)\.mlp\.2\.", r"\1.linear_2."),
+    ),
+)
 # parts of fused layers by letter, as HunyuanVideo 1.5 names them
 LETTERED = Dialect(
     "official names with separate q, k and v",
@@ -45,7 +55,7 @@ DIFFUSERS_FUSED = Dialect(
     ),
     swapped_halves=DIFFUSERS.swapped_halves,
 )
-DIALECTS = (OFFICIAL, COMFY, DIFFUSERS, DIFFUSERS_FUSED, INDEXED, LETTERED)
+DIALECTS = (OFFICIAL, COMFY, DIFFUSERS, DIFFUSERS_FUSED, INDEXED, INDEXED_FROM_0, LETTERED)
 BLOCKS = ("double_blocks", "single_blocks")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -195,13 +196,21 @@ def test_the_fingerprint_follows_the_file(loras):
     assert NODE.fingerprint_inputs(lora="style.safetensors") != before
 
 
-def test_factors_go_with_their_last_recipe(sample, model, run_node):
+def test_factors_stay_for_another_strength_and_go_with_the_next_run(sample, model, run_node):
+    def held():
+        gc.collect()
+        return [key for key in recipes._shared if "style.safetensors" in str(key)]
+
     (recipe, _) = run_node("HYVLoadLora", model=model, lora="style.safetensors")
     sample(recipe)
-    assert [key for key in recipes._shared if "style.safetensors" in str(key)]
+    factors = weakref.ref(recipe.loras[0].weights.load().model)
     del recipe
-    gc.collect()
-    assert not [key for key in recipes._shared if "style.safetensors" in str(key)]
+    assert held()
+    (recipe, _) = run_node("HYVLoadLora", model=model, lora="style.safetensors", strength=0.5)
+    assert recipe.loras[0].weights.load().model is factors()
+    del recipe
+    sample(model)
+    assert not held()
 
 
 def test_factors_count_in_what_the_host_makes_room_for(sample, model, run_node, monkeypatch):

@@ -88,6 +88,10 @@ def omi(name: str, out: int, width: int) -> list[tuple[str, Rows]]:
     return list(zip(names, split(out, width, count), strict=True))
 
 
+def omi_with_its_mlps(name: str, out: int, width: int) -> list[tuple[str, Rows]]:
+    return [(base.replace("mlp.fc1", "mlp.fc0"), rows) for base, rows in omi(name, out, width)]
+
+
 @dataclass(frozen=True)
 class Layout:
     """How one trainer writes its files."""
@@ -126,6 +130,7 @@ LAYOUTS = {
     "diffusers, no prefix": Layout(diffusers(""), "diffusers names (finetrainers)", **PEFT),
     "OneTrainer": Layout(diffusers("lora_transformer_", "_"), "diffusers names, kohya style (OneTrainer)"),
     "OneTrainer omi": Layout(omi, "OneTrainer's omi names"),
+    "OneTrainer omi, its MLPs": Layout(omi_with_its_mlps, "OneTrainer's omi names"),
 }
 
 
