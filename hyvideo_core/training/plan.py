@@ -59,23 +59,23 @@ STANDARD = Plan(
     kinds=(PICTURE, LARGE_PICTURE, SHORT, CLIP, WIDE, LARGE, LONG),
     mix=SceneMix(two_objects=0.2, moving_camera=0.15),
     pooled=Schedule(steps=400, learning_rate=3e-3, warmup=20, seed=2),
-    language=Schedule(steps=1000, learning_rate=3e-3, warmup=20, average_decay=0.99, seed=3),
+    language=Schedule(steps=1600, learning_rate=3e-3, warmup=20, average_decay=0.99, seed=3),
     decoder=Schedule(steps=22_000, learning_rate=1e-3, warmup=100, seed=1, evaluate_every=100),
     autoencoder=Schedule(steps=8000, learning_rate=8e-4, warmup=100, seed=5, evaluate_every=100),
     phases=(
         Phase(
             name="pictures",
-            schedule=Schedule(steps=1800, learning_rate=1.3e-3, final_share=0.4, seed=4),
+            schedule=Schedule(steps=3400, learning_rate=1.6e-3, final_share=0.4, seed=4),
             shares={"picture": 0.9, "large picture": 0.1},
         ),
         Phase(
             name="short_clips",
-            schedule=Schedule(steps=1500, learning_rate=1.2e-3, final_share=0.6, seed=7),
+            schedule=Schedule(steps=600, learning_rate=1.2e-3, final_share=0.6, seed=7),
             shares={"short clip": 0.7, "picture": 0.3},
         ),
         Phase(
             name="full_clips",
-            schedule=Schedule(steps=6000, learning_rate=1.2e-3, seed=8),
+            schedule=Schedule(steps=5000, learning_rate=1.2e-3, seed=8),
             shares={"clip": 0.8, "picture": 0.05, "wide clip": 0.05, "large clip": 0.05, "long clip": 0.05},
         ),
     ),

@@ -30,6 +30,7 @@ EMBEDDED_CLIP = ClipTextConfig(vocab_size=720, hidden_size=64, ffn_size=256, num
 READING_MIX = SceneMix(two_objects=0.4, moving_camera=0.3)
 """What the encoders read: more of the rare kinds than is drawn."""
 PICTURE_SHARE = 0.15
+BLUR = 0.5
 
 _CHOICES = (len(HUES) + 1, len(SHAPES) + 1, len(MOTIONS) + 1) * 2 + (len(BACKGROUNDS), len(CAMERAS))
 ALL_ATTRIBUTES = tuple(range(len(_CHOICES)))
@@ -111,6 +112,7 @@ class LanguageReader(nn.Module):
                 nn.init.normal_(weight, std=config.hidden_size**-0.5)
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_eps)
         self.heads = AttributeHeads(config.hidden_size, ALL_ATTRIBUTES)
+        self.mean_heads = AttributeHeads(config.hidden_size, ALL_ATTRIBUTES)
         self.state_index = -1 - HIDDEN_STATE_SKIP
 
     def states(self, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,12 +138,18 @@ class LanguageTask:
         is_padding = torch.arange(crop, ids.shape[1]) >= lengths[:, None]
         labels = ids[:, crop:].masked_fill(is_padding, -100)
         next_token = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
-        return next_token + reader.heads.loss(last_states(states, lengths), targets)
+        last = blurred(last_states(states, lengths), generator)
+        mean = blurred(mean_states(states, crop, lengths), generator)
+        return next_token + reader.heads.loss(last, targets) + reader.mean_heads.loss(mean, targets)
 
     def evaluate(self, reader: LanguageReader) -> dict[str, float]:
         """Share of captions of which the worst-read attribute is right."""
         ids, lengths, targets = self._read(torch.Generator().manual_seed(-1))
-        return {"accuracy": reader.heads.accuracy(last_states(reader.states(ids)[0], lengths), targets)}
+        states, crop = reader.states(ids)[0], self.template.crop_length(self.tokenizer)
+        return {
+            "last": reader.heads.accuracy(last_states(states, lengths), targets),
+            "mean": reader.mean_heads.accuracy(mean_states(states, crop, lengths), targets),
+        }
 
     def _read(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         texts, targets = draw_readings(self.batch, generator)
@@ -152,6 +160,22 @@ class LanguageTask:
 def last_states(states: Tensor, lengths: Tensor) -> Tensor:
     """The state of each row's last real token, (B, D) from (B, L, D)."""
     return states[torch.arange(len(states)), lengths - 1]
+
+
+def mean_states(states: Tensor, crop: int, lengths: Tensor) -> Tensor:
+    """The mean over each row's real tokens after the template's, (B, D) from (B, L, D)."""
+    positions = torch.arange(states.shape[1], device=states.device)
+    weight = ((positions >= crop) & (positions < lengths[:, None])).to(states.dtype)
+    return (states * weight[..., None]).sum(dim=1) / weight.sum(dim=1, keepdim=True)
+
+
+def blurred(states: Tensor, generator: torch.Generator) -> Tensor:
+    """States with noise of half their size: what is to be read through it must be said loudly.
+
+    A faint attribute is as legible to a linear reader as a loud one, but a transformer in training finds it late.
+    """
+    noise = torch.randn(states.shape, generator=generator).to(states.device)
+    return states + BLUR * states.detach().square().mean().sqrt() * noise
 
 
 class PooledReader(nn.Module):

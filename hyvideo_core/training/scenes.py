@@ -31,14 +31,16 @@ REACH = {"circle": 1.0, "square": 0.89, "triangle": 1.35, "cross": 1.15}
 LOW_CONTRAST = {("blue", "navy"), ("orange", "brown")}
 """(colour, background) pairs that are drawn but never scored."""
 
-RADIUS = (0.17, 0.21)  # large enough that a shape is plain on 64 pixels
-CROWDED_RADIUS = (0.11, 0.13)
-TRAVEL = (0.22, 0.32)  # of the frame: a move must plainly be one
-SCATTER = 0.09  # of the frame: how far from its centre the middle of a lone object's way may lie
-GROWTH = (1.6, 1.9)  # of the radius: the area changes 2.6 to 3.6 times
-GROWN = 0.62  # of the radius: the small end of growth
-PAN = (0.22, 0.3)
-ZOOM = (1.5, 1.7)
+RADIUS = 0.19  # large enough that a shape is plain on 64 pixels
+SMALL_RADIUS = 0.12  # of one among two, and of what will be zoomed into
+GROWTH = 0.6  # radius at the small end of growth, of that at the large one
+TRAVEL = 0.25  # of the frame: a move must plainly be one
+PAN = 0.25
+ZOOM = 1.6
+CAMERA_AMOUNT = {"static": 0.0, "pans left": PAN, "pans right": PAN, "zooms in": ZOOM, "zooms out": ZOOM}
+GRID = 0.125  # of the frame: what a tiny model can learn to draw sharply lies on a coarse grid
+LONE_PLACES = (-GRID, 0.0, GRID)  # from the frame's centre to the middle of a lone object's way
+CROWDED_PLACES = tuple(GRID * step for step in range(-3, 4))
 MARGIN = 0.02
 
 
@@ -103,9 +105,9 @@ def sample_scene(seed: int, mix: SceneMix, *, held_out: bool = False) -> Scene:
     while True:
         scene = Scene(
             background=background,
-            things=tuple(_sample_thing(rng, *kind, crowded=count > 1) for kind in kinds),
+            things=tuple(_sample_thing(rng, *kind, camera=camera, crowded=count > 1) for kind in kinds),
             camera=camera,
-            camera_amount=_camera_amount(rng, camera),
+            camera_amount=CAMERA_AMOUNT[camera],
         )
         if _fits(scene):
             return scene
@@ -130,19 +132,16 @@ def _motions_under(camera: str, rng: random.Random) -> tuple[str, ...]:
     return ("up", "down", "grows", "shrinks") if camera.startswith("pans") else tuple(DIRECTIONS)
 
 
-def _sample_thing(rng: random.Random, colour: str, shape: str, motion: str, *, crowded: bool) -> Thing:
-    radius = rng.uniform(*(CROWDED_RADIUS if crowded else RADIUS))
-    radius_start = radius_end = radius
-    if motion in ("grows", "shrinks"):
-        radius_start, radius_end = radius * GROWN, radius * GROWN * rng.uniform(*GROWTH)
-        if motion == "shrinks":
-            radius_start, radius_end = radius_end, radius_start
-    scatter = 0.5 if crowded else SCATTER
-    middle = (0.5 + rng.uniform(-scatter, scatter), 0.5 + rng.uniform(-scatter, scatter))
-    step, distance = DIRECTIONS.get(motion, (0.0, 0.0)), rng.uniform(*TRAVEL)
-    start, end = (
-        (middle[0] + sign * step[0] * distance / 2, middle[1] + sign * step[1] * distance / 2) for sign in (-1, 1)
-    )
+def _sample_thing(rng: random.Random, colour: str, shape: str, motion: str, *, camera: str, crowded: bool) -> Thing:
+    radius_start = radius_end = SMALL_RADIUS if crowded or camera == "zooms in" else RADIUS
+    if motion == "grows":
+        radius_start = radius_end * GROWTH
+    if motion == "shrinks":
+        radius_end = radius_start * GROWTH
+    places = CROWDED_PLACES if crowded else LONE_PLACES
+    middle = (0.5 + rng.choice(places), 0.5 + rng.choice(places))
+    step = DIRECTIONS.get(motion, (0.0, 0.0))
+    start, end = ((middle[0] + at * step[0], middle[1] + at * step[1]) for at in (-TRAVEL / 2, TRAVEL / 2))
     return Thing(
         colour=colour,
         shape=shape,
@@ -152,12 +151,6 @@ def _sample_thing(rng: random.Random, colour: str, shape: str, motion: str, *, c
         radius_start=radius_start,
         radius_end=radius_end,
     )
-
-
-def _camera_amount(rng: random.Random, camera: str) -> float:
-    if camera == "static":
-        return 0.0
-    return rng.uniform(*(PAN if camera.startswith("pans") else ZOOM))
 
 
 def camera_at(scene: Scene, progress: float) -> tuple[float, float]:

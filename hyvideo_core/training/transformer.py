@@ -47,7 +47,8 @@ def new_transformer(config: TransformerConfig, text_deviation: float, seed: int 
             if "mod" in name.lower():
                 nn.init.zeros_(module.weight)
     nn.init.zeros_(model.final_layer.linear.weight)
-    model.txt_in.input_embedder.weight.data.div_(text_deviation)
+    for layer in (model.txt_in.input_embedder, model.txt_in.c_embedder.linear_1):
+        layer.weight.data.div_(text_deviation)
     return model
 
 

@@ -10,8 +10,10 @@ from hyvideo_nodes.hyvideo_core.training.readers import (
     LanguageReader,
     PooledReader,
     attribute_targets,
+    blurred,
     draw_readings,
     last_states,
+    mean_states,
     pad_ids,
     round_to,
 )
@@ -56,6 +58,19 @@ def test_the_state_of_the_last_real_token_is_read():
     ids, lengths = pad_ids([(5, 6, 7), (8,)], pad_id=0)
     assert ids.tolist() == [[5, 6, 7], [8, 0, 0]]
     assert last_states(ids[..., None].float(), lengths).flatten().tolist() == [7.0, 8.0]
+
+
+def test_the_mean_is_over_the_prompt_alone():
+    states = torch.tensor([[9.0, 1.0, 3.0, 99.0], [9.0, 5.0, 99.0, 99.0]])[..., None]
+    assert mean_states(states, crop=1, lengths=torch.tensor([3, 2])).flatten().tolist() == [2.0, 5.0]
+
+
+def test_blur_is_half_as_large_as_what_it_blurs():
+    states = 3.0 * torch.ones(500, 96)
+    blurs = [blurred(states, torch.Generator().manual_seed(seed)) - states for seed in (0, 0, 1)]
+    assert 1.4 < float(blurs[0].std()) < 1.6
+    assert torch.equal(blurs[0], blurs[1])
+    assert not torch.equal(blurs[0], blurs[2])
 
 
 def test_readings_are_the_same_from_the_same_seed():
