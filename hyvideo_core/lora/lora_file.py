@@ -166,7 +166,7 @@ def open_lora(checkpoint: Checkpoint, config: TransformerConfig) -> LoraFile:
         ranks=tuple(rank for rank, _ in Counter(e.rank for e in entries if e.rank is not None).most_common()),
         in_channels=max([config.in_channels, *(_channels(entry, config) for entry in entries)]),
         family=family,
-        rules=read_rules(checkpoint.metadata),
+        rules=read_rules(checkpoint.metadata, checkpoint.path),
     )
     _check_shapes(lora)
     _check_overlaps(lora)

@@ -7,11 +7,14 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 _YES = ("true", "1", "yes")
 _RSLORA_NAMES = ("use_rslora", "rs_lora", "rslora")
 # JSON texts in which trainers keep their settings: diffusers (PEFT), then kohya and its relatives
+_PEFT_WEIGHTS, _PEFT_SETTINGS = "adapter_model", "adapter_config.json"
+_LARGEST_SETTINGS = 2**20  # bytes; they are far smaller
 _SETTINGS = ("lora_adapter_metadata", "adapter_config", "ss_network_args")
 
 
@@ -43,9 +46,13 @@ class ScaleRules:
         return alpha / math.sqrt(rank) if self.is_rank_stabilized else alpha / rank
 
 
-def read_rules(metadata: Mapping[str, str]) -> ScaleRules:
-    """The rules that a file's metadata gives; those of plain LoRA where it gives none."""
-    settings: dict[str, Any] = dict(metadata)
+def read_rules(metadata: Mapping[str, str], path: Path) -> ScaleRules:
+    """The rules that a file's metadata gives, or PEFT's settings beside it; those of plain LoRA where none does.
+
+    Args:
+        path: the file; under PEFT's own name, its settings lie in the same folder.
+    """
+    settings: dict[str, Any] = {**_beside(path), **metadata}
     for name in _SETTINGS:
         settings.update(_json_object(metadata.get(name)))
     # settings of text encoders stand in the same table under another prefix
@@ -66,10 +73,18 @@ def _ends_with(name: str, end: str) -> bool:
     return re.search(rf"(?:^|\.){re.escape(end)}$", name) is not None
 
 
+def _beside(path: Path) -> dict[str, Any]:
+    """What PEFT writes beside its weights; nothing for files of other names, whose neighbours are not their own."""
+    file = path.with_name(_PEFT_SETTINGS)
+    if path.stem != _PEFT_WEIGHTS or not file.is_file() or file.stat().st_size > _LARGEST_SETTINGS:
+        return {}
+    return _json_object(file.read_text(encoding="utf-8", errors="replace"))
+
+
 def _json_object(text: str | None) -> dict[str, Any]:
     try:
         value = json.loads(text or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

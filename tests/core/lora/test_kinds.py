@@ -252,6 +252,26 @@ def test_alpha_may_stand_in_the_metadata(model, apply):
     torch.testing.assert_close(layer.dequantized(), plain.weight + 9 / rank * change)
 
 
+@pytest.mark.parametrize(("name", "is_read"), [("adapter_model.safetensors", True), ("style.safetensors", False)])
+def test_pefts_settings_beside_its_weights_give_alpha(name, is_read, model, config, write, tmp_path):
+    plain = model.get_submodule(NAME)
+    parts, change, rank = low_rank(*plain.weight.shape)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 6, "r": rank, "use_rslora": True}))
+    lora = open_lora(write({f"transformer.{NAME}.{part}": tensor for part, tensor in parts.items()}, name), config)
+    view = with_loras(model, [Attached(lora=lora, weights=load_lora(lora, dtype=torch.float32))])
+    expected = plain.weight + (6 / math.sqrt(rank) if is_read else 1) * change
+    torch.testing.assert_close(view.get_submodule(NAME).dequantized(), expected)
+
+
+@pytest.mark.parametrize("text", ["[" * 50_000, "{", "[1]", '{"lora_alpha": "many"}', '{"lora_alpha": 1e999}'])
+def test_settings_that_say_nothing_leave_the_plain_rule(text, model, apply):
+    plain = model.get_submodule(NAME)
+    parts, change, _ = low_rank(*plain.weight.shape)
+    tensors = {f"transformer.{NAME}.{part}": tensor for part, tensor in parts.items()}
+    layer = apply(tensors, lora_adapter_metadata=text).get_submodule(NAME)
+    torch.testing.assert_close(layer.dequantized(), plain.weight + change)
+
+
 def test_a_lora_stored_in_fp8_is_widened(model, apply):
     plain = model.get_submodule(NAME)
     parts, _, _ = low_rank(*plain.weight.shape)
