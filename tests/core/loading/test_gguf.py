@@ -27,6 +27,7 @@ from hyvideo_nodes.hyvideo_core.text_encoders import build_llama
 from safetensors.torch import load_file
 
 from ..quantization.block_samples import HALVES, random_blocks
+from .llama_names import llama_cpp_name
 from .writers import Blocks, Stored, gguf, in_blocks, in_dialect, single
 
 
@@ -182,19 +183,6 @@ def test_weights_read_in_inference_mode_can_be_trained(golden_weights, golden_co
 
 
 LLAMA = LlamaConfig(vocab_size=40, hidden_size=256, ffn_size=512, num_layers=4, num_heads=8, num_kv_heads=2)
-LLAMA_NAMES = {
-    "embed_tokens": "token_embd",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "layers": "blk",
-}
 
 
 @pytest.fixture
@@ -225,9 +213,7 @@ def write_llama(weights, path, block="F32", **extra):
             tensor = interleaved(tensor, LLAMA.num_heads)
         if name.endswith("k_proj.weight"):
             tensor = interleaved(tensor, LLAMA.num_kv_heads)
-        stored = "output_norm.weight" if name == "norm.weight" else name.replace("lm_head", "output")
-        for ours, theirs in LLAMA_NAMES.items():
-            stored = stored.replace(ours, theirs)
+        stored = llama_cpp_name(name)
         if tensor.ndim == 2:
             kind = GGMLQuantizationType[block]
             writer.add_tensor(stored, quants.quantize(tensor.numpy(), kind), raw_dtype=kind)
@@ -351,5 +337,6 @@ def test_a_file_that_shrinks_after_it_was_opened_is_refused(golden_weights, tmp_
     path = gguf(Stored(golden_weights), tmp_path)
     checkpoint = open_checkpoint(path)
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(CorruptFileError, match="cut off"), checkpoint.reading():
-        pass
+    with checkpoint.reading() as read, pytest.raises(CorruptFileError, match="cut off"):
+        for name in checkpoint.tensors:
+            read(name)
