@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from ..hyvideo_core.errors import WrongModelError
+from ..hyvideo_core.loading.checkpoint import TensorInfo
+from ..hyvideo_core.loading.recognise import recognise_tensors
 from . import host
 
 HUNYUAN_CHANNELS = 16
-HUNYUAN_15_CHANNELS = 32
 
 
 def check_native(vae: Any) -> None:
@@ -35,13 +36,11 @@ def describe_native(vae: Any) -> str | None:
     if getattr(vae, "latent_dim", 2) != 3:
         return "an image VAE"
     weights: Mapping[str, Tensor] = vae.get_sd()
-    conv_in = weights.get("decoder.conv_in.conv.weight")
-    is_cogvideo = any(name.startswith("decoder.mid_block.resnets") for name in weights)
-    if conv_in is None or "post_quant_conv.weight" not in weights or is_cogvideo:
-        return "a video VAE of another family"
-    if conv_in.shape[1] == HUNYUAN_15_CHANNELS:
-        return "the HunyuanVideo 1.5 VAE, of another model family"
-    return None if conv_in.shape[1] == HUNYUAN_CHANNELS else f"a video VAE of {conv_in.shape[1]} channels"
+    kind = recognise_tensors({name: TensorInfo(tuple(weight.shape), weight.dtype) for name, weight in weights.items()})
+    if kind.part != "vae":
+        return kind.words
+    channels = weights["decoder.conv_in.conv.weight"].shape[1]
+    return None if channels == HUNYUAN_CHANNELS else f"a video VAE of {channels} channels"
 
 
 def decode_natively(

@@ -100,7 +100,11 @@ def _tail(name: str) -> str:
 
 def recognise(checkpoint: Checkpoint) -> Kind:
     """What the file holds."""
-    tensors = checkpoint.tensors
+    return recognise_tensors(checkpoint.tensors)
+
+
+def recognise_tensors(tensors: Mapping[str, TensorInfo]) -> Kind:
+    """What tensors of these names and shapes are."""
     if any(name.endswith(LORA_ENDINGS) for name in tensors):
         return Kind("a LoRA", HOMES["lora"])
     keys = Endings(tensors)
