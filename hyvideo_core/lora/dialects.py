@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from os.path import commonprefix
 
 from ..loading.key_maps import COMFY, DIFFUSERS, OFFICIAL
-from .keys import Place
+from .keys import GroupedNames, Place
 from .targets import INDEXED, LETTERED
 
 # table, whether underscores stand for dots, and how the prefix begins; the first that fits is it
@@ -27,13 +28,29 @@ _WORDS: tuple[tuple[str, bool, str, str], ...] = (
 )
 
 
+UNKNOWN = "names that are not known"
+
+
+def style_words(groups: GroupedNames) -> str:
+    """How a file spells names of layers that no model of ours has."""
+    bases = list(groups.bases)
+    if not bases:
+        return "names of text encoders"
+    is_kohya = sum("." not in base for base in bases) > len(bases) / 2
+    is_peft = any(".lora_A" in name for parts in groups.bases.values() for name in parts.values())
+    pairs = "lora_A and lora_B (PEFT)" if is_peft else "lora_down and lora_up (kohya)"
+    prefix = commonprefix(bases)  # noqa: RUF071 (letter by letter is what is wanted)
+    start = f" behind {prefix[:40]}" if len(prefix) > 1 else ""
+    return f"names with {'underscores' if is_kohya else 'dots'}{start}, {pairs}"
+
+
 def dialect_words(places: Iterable[list[Place]]) -> str:
     """The layout that most entries of a file are written in; names that several layouts share count for each."""
     votes: Counter[tuple[str, str, bool]] = Counter()
     for found in places:
         votes.update({(place.table, place.prefix, place.is_kohya) for place in found})
     if not votes:
-        return "names that are not known"
+        return UNKNOWN
     # where two layouts explain as much, the one that stands first in the table is plainer
     order = [table for table, *_ in _WORDS]
     table, prefix, is_kohya = max(votes, key=lambda vote: (votes[vote], -order.index(vote[0])))

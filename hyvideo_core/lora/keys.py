@@ -116,6 +116,10 @@ class NameTable:
                 return found
         return []
 
+    def find_all(self, bases: Iterable[str]) -> dict[str, list[Place]]:
+        """`find` for each entry that has a place."""
+        return {base: found for base in bases if (found := self.find(base))}
+
 
 def _candidates(base: str) -> Iterator[tuple[str, str, bool]]:
     """Prefix, name and whether underscores stand for dots: every way to read an entry's name, the likeliest first."""

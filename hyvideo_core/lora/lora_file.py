@@ -10,14 +10,14 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from ..config import TransformerConfig
+from ..config import HYVIDEO_T2_CFGDISTILL, TransformerConfig
 from ..errors import CorruptFileError, WrongModelError
 from ..loading.checkpoint import Checkpoint, ReadTensor
 from ..loading.recognise import refusal
 from .blocks import BlockFilter, describe_blocks
-from .dialects import dialect_words
+from .dialects import dialect_words, style_words
 from .families import Family, foreign_family
-from .keys import GroupedNames, NameTable, Place, group_names
+from .keys import GroupedNames, NameTable, Place, group_names, split_name
 from .read_parts import Change, kinds_of, read_change
 from .rules import ScaleRules, read_rules
 from .targets import Layer, Target, spellings
@@ -152,7 +152,7 @@ def open_lora(checkpoint: Checkpoint, config: TransformerConfig) -> LoraFile:
     """
     groups = group_names(checkpoint.tensors)
     check_is_lora(checkpoint, groups)
-    places = {base: found for base in groups.bases if (found := name_table(config).find(base))}
+    places = name_table(config).find_all(groups.bases)
     family = foreign_family(checkpoint, groups)
     _refuse_foreign(checkpoint, groups, places, family)
     entries = tuple(_entry(checkpoint, base, groups.bases[base], place[0].target) for base, place in places.items())
@@ -206,7 +206,8 @@ def check_is_lora(checkpoint: Checkpoint, groups: GroupedNames) -> None:
 def is_lora(groups: GroupedNames) -> bool:
     """Whether a file's names are a LoRA's: more than half are parts of changes."""
     num_parts = sum(len(parts) for parts in groups.bases.values())
-    return num_parts + len(groups.text_encoder) > 0 and num_parts + len(groups.text_encoder) >= len(groups.unknown)
+    num_parts += sum(split_name(name) is not None for name in groups.text_encoder)
+    return num_parts > 0 and num_parts >= len(groups.unknown)
 
 
 def coverage(groups: GroupedNames, places: Mapping[str, list[Place]]) -> Coverage:
@@ -222,14 +223,23 @@ def _refuse_foreign(
 ) -> None:
     if places and (family is None or not family.is_certain):
         return
-    names = [name for parts in groups.bases.values() for name in parts.values()] or groups.text_encoder
-    whose = f"is a LoRA for {family.words}" if family else "has names that are not known as any LoRA's for HunyuanVideo"
     if not groups.bases:
-        whose = "holds changes for text encoders only, which are not applied"
+        raise WrongModelError(
+            f"{checkpoint.name} holds changes for text encoders only ({_such_as(groups.text_encoder, 2)}), which are "
+            "not applied; expected a LoRA for HunyuanVideo's transformer"
+        )
+    names = [name for parts in groups.bases.values() for name in parts.values()]
     raise WrongModelError(
-        f"{checkpoint.name} {whose}: {len(places)} of {len(groups.bases)} layers have a place in this model "
-        f"(its names are like {_such_as(names, 2)}); expected a LoRA for HunyuanVideo"
+        f"{checkpoint.name} is a LoRA{f' for {family.words}' if family else ''} in {layout_words(groups, places)}: "
+        f"{len(places)} of {len(groups.bases)} layers have a place in this model, such as {_such_as(names, 2)}; "
+        "expected a LoRA for HunyuanVideo"
     )
+
+
+def layout_words(groups: GroupedNames, places: Mapping[str, list[Place]]) -> str:
+    """How a file that does not fit names its layers; those of the published model may be known all the same."""
+    known = places or name_table(HYVIDEO_T2_CFGDISTILL).find_all(groups.bases)
+    return dialect_words(known.values()) if known else style_words(groups)
 
 
 def _entry(checkpoint: Checkpoint, base: str, parts: Mapping[str, str], target: Target) -> Entry:

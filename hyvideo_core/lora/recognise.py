@@ -11,10 +11,9 @@ from ..config import HYVIDEO_T2_CFGDISTILL, TransformerConfig
 from ..errors import CheckpointError
 from ..loading.checkpoint import Checkpoint
 from .blocks import describe_blocks
-from .dialects import dialect_words
 from .families import foreign_family
 from .keys import GroupedNames, group_names
-from .lora_file import Coverage, coverage, is_lora, name_table, open_lora
+from .lora_file import Coverage, coverage, is_lora, layout_words, name_table, open_lora
 from .read_parts import kinds_of
 
 _RANK_PARTS = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
@@ -61,11 +60,11 @@ def recognise_lora(checkpoint: Checkpoint, config: TransformerConfig = HYVIDEO_T
     groups = group_names(checkpoint.tensors)
     if not is_lora(groups):
         return None
-    places = {base: found for base in groups.bases if (found := name_table(config).find(base))}
+    places = name_table(config).find_all(groups.bases)
     family = foreign_family(checkpoint, groups)
     parts = groups.bases.values()
     return LoraKind(
-        dialect=dialect_words(places.values()),
+        dialect=layout_words(groups, places),
         kinds=tuple(dict.fromkeys(kind for names in parts for kind in kinds_of(names))),
         ranks=_ranks(checkpoint, groups),
         dtypes=_common(str(info.dtype).removeprefix("torch.") for info in checkpoint.tensors.values() if info.shape),

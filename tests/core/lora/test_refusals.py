@@ -82,7 +82,7 @@ FOREIGN = {
 @pytest.mark.parametrize("family", list(FOREIGN))
 def test_loras_of_other_models_are_refused_by_name(family):
     file = header(FOREIGN[family])
-    with pytest.raises(WrongModelError, match=rf"is a LoRA for .*{family}.*: 0 of \d+ layers"):
+    with pytest.raises(WrongModelError, match=rf"is a LoRA for .*{family}.* in names with .*: 0 of \d+ layers"):
         open_lora(file, HYVIDEO_T2_CFGDISTILL)
     kind = recognise_lora(file)
     assert family in kind.family and not kind.fits and kind.coverage.matched == 0
@@ -121,6 +121,20 @@ def test_a_lora_for_another_size_names_both_sizes(config, write):
 
 def test_no_lora_is_nothing_to_recognise(model, write):
     assert recognise_lora(write(dict(model.state_dict()))) is None
+    assert recognise_lora(header({f"text_encoders.llama.layers.{i}.weight": (4, 4) for i in range(9)})) is None
+
+
+def test_a_file_for_blocks_that_the_model_lacks_names_its_layout(config):
+    file = header(pairs([f"lora_unet_double_blocks_{i}_img_mlp_fc2" for i in range(5, 9)], 64, 256))
+    with pytest.raises(WrongModelError, match=r"is a LoRA in kohya names \(musubi-tuner\): 0 of 4 layers have a place"):
+        open_lora(file, config)
+
+
+def test_a_lora_whose_names_nobody_knows_says_how_they_are_written(config):
+    shapes = {f"net.part{i}.x.lora_{side}.weight": (8, 8) for i in range(3) for side in "AB"}
+    words = r"in names with dots behind net.part, lora_A and lora_B \(PEFT\): 0 of 3 layers .*net.part0.x.lora_A.weight"
+    with pytest.raises(WrongModelError, match=words):
+        open_lora(header(shapes), config)
 
 
 DAMAGED = {
