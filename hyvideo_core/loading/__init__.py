@@ -5,6 +5,7 @@ from .checkpoint import Checkpoint
 from .containers import open_checkpoint
 from .detect import DetectedTransformer, DetectedVae, detect_transformer, detect_vae
 from .recognise import Kind, describe, recognise
+from .save import save_as
 from .text import build_clip_encoder, build_llama_encoder, check_clip, check_llama, detect_clip, detect_llama
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "detect_vae",
     "open_checkpoint",
     "recognise",
+    "save_as",
 ]

@@ -125,7 +125,7 @@ def place_stored(
     """
     path, _, name = key.rpartition(".")
     module = model.get_submodule(path)
-    layer = _stored_layer(module, key, shape, policy, dtype)
+    layer = stored_layer(module, key, shape, policy, dtype)
     if layer is None:
         return False
     policy.fill(layer, key, read, device)
@@ -137,7 +137,7 @@ def place_stored(
     return True
 
 
-def _stored_layer(
+def stored_layer(
     module: nn.Module, key: str, shape: tuple[int, ...], policy: LinearPolicy, dtype: torch.dtype
 ) -> StoredLinear | None:
     """An empty layer for a weight that is not stored as it is, of a convolution or embedding too."""

@@ -116,7 +116,7 @@ class ComfyQuant(StoredFp8):
         rows, columns = layer.out_features, layer.in_features
         layer.weight = frozen(join(key, weights, (rows, columns // 2)).to(device))
         layer.block_scale = join(key, blocks, (rows, columns // BLOCK)).to(device)
-        layer.scale = joined_scales(self.view, key, weights, scales).to(device)
+        layer.scale = joined_scales(self.view, key, [len(weight) for weight in weights], scales).to(device)
 
     def _format(self, name: str) -> str | None:
         mark = self.formats.get(name.removesuffix(".weight"))

@@ -80,18 +80,25 @@ class StoredFp8(LinearPolicy):
     def fill(self, layer: StoredLinear, key: str, read: ReadTensor, device: torch.device) -> None:
         """See LinearPolicy.fill."""
         assert isinstance(layer, Fp8Linear)
-        names = self.view.names(key)
-        weights = [read(name) for name in names]
-        scales = [self.scale(name, read) if self.has_scale(name) else torch.ones(1) for name in names]
+        weights = [read(name) for name in self.view.names(key)]
+        scales = self._scales(key, read)
         dtype = layer.weight.dtype
         if layer.scale is not None:
-            layer.scale = joined_scales(self.view, key, weights, scales).to(device)
+            layer.scale = joined_scales(self.view, key, [len(weight) for weight in weights], scales).to(device)
         elif dtype not in FP8_DTYPES:  # parts of several dtypes, widened here
             weights = [
                 weight.to(dtype) * scale.to(dtype).reshape(-1, 1) for weight, scale in zip(weights, scales, strict=True)
             ]
         weight = self.view.dialect.join(key, weights, (layer.out_features, layer.in_features))
         layer.weight = frozen(weight.to(device))
+
+    def joined_scale(self, key: str, read: ReadTensor) -> Tensor:
+        """The scale of the weight `key` as its layer holds it, read without the weight; one where it has none."""
+        rows = [self.view.checkpoint.tensors[name].shape[0] for name in self.view.names(key)]
+        return joined_scales(self.view, key, rows, self._scales(key, read))
+
+    def _scales(self, key: str, read: ReadTensor) -> list[Tensor]:
+        return [self.scale(name, read) if self.has_scale(name) else torch.ones(1) for name in self.view.names(key)]
 
 
 @dataclass(frozen=True)
@@ -241,24 +248,24 @@ def _read_map(path: Path) -> Mapping[str, Tensor]:
     return {str(name): torch.as_tensor(scale, dtype=torch.float32) for name, scale in content.items()}
 
 
-def joined_scales(view: KeyView, key: str, weights: Sequence[Tensor], scales: Sequence[Tensor]) -> Tensor:
-    """The scales of a weight's parts as float32 [1], or [out, 1] where the rows of the whole differ.
+def joined_scales(view: KeyView, key: str, rows: Sequence[int], scales: Sequence[Tensor]) -> Tensor:
+    """The scales of a weight's parts as float32 [1], or [out, 1] where the rows of the whole may differ.
 
+    Args:
+        rows: of each part.
     Raises:
         WrongModelError: a scale that is neither one number nor one for each row.
     """
-    for weight, scale in zip(weights, scales, strict=True):
-        if scale.numel() not in (1, weight.shape[0]):
+    for num_rows, scale in zip(rows, scales, strict=True):
+        if scale.numel() not in (1, num_rows):
             raise WrongModelError(
                 f"{view.checkpoint.name}: the scale of {key} has the shape {list(scale.shape)}, expected one number or "
-                f"{weight.shape[0]}; the file is damaged or of a format that this pack does not know"
+                f"{num_rows}; the file is damaged or of a format that this pack does not know"
             )
     if len(scales) == 1 and scales[0].numel() == 1:
         return scales[0].float().reshape(1)
-    columns = [
-        scale.float().reshape(-1, 1).expand(weight.shape[0], 1) for weight, scale in zip(weights, scales, strict=True)
-    ]
-    return view.dialect.join(key, columns, (sum(len(column) for column in columns), 1))
+    columns = [scale.float().reshape(-1, 1).expand(num_rows, 1) for num_rows, scale in zip(rows, scales, strict=True)]
+    return view.dialect.join(key, columns, (sum(rows), 1))
 
 
 def beside_weight(name: str, own: str) -> str:

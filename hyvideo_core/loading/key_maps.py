@@ -28,11 +28,13 @@ class Dialect:
 
     Attributes:
         swapped_halves: official name whose two halves this layout stores in the other order.
+        convolutions: regular expression of official matrices that this layout stores as 1x1x1 convolutions.
     """
 
     name: str
     renames: Renames = ()
     swapped_halves: str | None = None
+    convolutions: str | None = None
 
     def sources(self, key: str) -> tuple[str, ...]:
         """The names that make up official tensor `key`."""
@@ -47,6 +49,22 @@ class Dialect:
             tensor = torch.cat(tensor.chunk(2)[::-1])
         # 1x1x1 convolutions stand where others have linear layers
         return tensor.reshape(shape)
+
+    def split(self, key: str, tensor: Tensor, width: int) -> dict[str, Tensor]:
+        """The inverse of `join`: official tensor `key` as this layout names and stores it.
+
+        Args:
+            width: rows of every part but the last; fused layers are queries, keys and values of the model's width,
+                and what is left.
+        """
+        if self.swapped_halves is not None and key.startswith(self.swapped_halves):
+            tensor = torch.cat(tensor.chunk(2)[::-1])
+        if self.convolutions is not None and re.search(self.convolutions, key):
+            tensor = tensor[..., None, None, None]
+        names = self.sources(key)
+        rows = [width] * (len(names) - 1)
+        parts = tensor.split([*rows, len(tensor) - sum(rows)])
+        return dict(zip(names, parts, strict=True))
 
 
 @lru_cache(maxsize=8192)
@@ -155,6 +173,7 @@ COMFY_VAE = Dialect(
         (r"\.mid_block\.attentions\.0\.to_([qkv])\.", r".mid.attn_1.\1."),
         (r"\.conv_norm_out\.", ".norm_out."),
     ),
+    convolutions=r"\.attentions\.0\.to_(q|k|v|out\.0)\.weight$",
 )
 VAE_DIALECTS = (OFFICIAL, COMFY_VAE)
 

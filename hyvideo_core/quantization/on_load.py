@@ -1,4 +1,4 @@
-"""Fp8 weights made from wider ones, with a scale for each row."""
+"""Fp8 weights made from wider ones, with a scale for each row or one for the whole."""
 
 from __future__ import annotations
 
@@ -45,6 +45,17 @@ def quantized_rows(weight: Tensor) -> tuple[Tensor, Tensor, float]:
         lost += float((small[rows].float() * scale - wide).square().sum())
         whole += float(wide.square().sum())
     return small, scales, (lost / whole) ** 0.5 if whole else 0.0
+
+
+def quantized_whole(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight [out, in] as e4m3 and its one scale, float32 of shape []."""
+    peak = max((float(rows.float().abs().max()) for rows in weight.split(ROWS_AT_ONCE)), default=0.0)
+    scale = torch.tensor(peak / E4M3_MAX, device=weight.device).clamp(min=torch.finfo(torch.float32).tiny)
+    small = torch.empty_like(weight, dtype=torch.float8_e4m3fn)
+    for start in range(0, len(weight), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        small[rows] = (weight[rows].float() / scale).to(small.dtype)
+    return small, scale
 
 
 def _row_scales(wide: Tensor) -> Tensor:

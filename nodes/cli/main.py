@@ -15,7 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ...hyvideo_core.errors import GraphError, HyVideoError
 from ..host import OUT_OF_MEMORY, Interrupted, io, output_folder, temp_folder
 from ..host.headless import Folders, use_folders
-from . import inspect
+from . import inspect, save_as
 from .graph import Node, Registry, apply_settings, parse_nodes, read_prompt
 from .runner import run
 from .validation import Graph, validate
@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     nodes_parser = commands.add_parser("nodes", help="list the nodes that run here")
     nodes_parser.set_defaults(command=_list_nodes)
     inspect.add_command(commands)
+    save_as.add_command(commands)
     return parser
 
 
