@@ -73,7 +73,7 @@ def measure(checkpoint: Checkpoint, *, kept: Collection[str] | None = None, has_
 def num_bytes(info: TensorInfo) -> int:
     """Bytes that a tensor takes in its file."""
     if info.block is not None:
-        return prod(info.shape[:-1]) * row_bytes(info.shape[-1], info.block)
+        return row_bytes(prod(info.shape), info.block)
     return prod(info.shape) * info.dtype.itemsize
 
 

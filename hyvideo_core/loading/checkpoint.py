@@ -26,7 +26,8 @@ class TensorInfo:
     Attributes:
         shape: in PyTorch's order of axes, of the numbers themselves.
         dtype: what reading gives; uint8 for blocks.
-        block: the block format of a GGUF tensor, such as "Q4_K"; it is read as [..., bytes of a row].
+        block: the block format of a GGUF tensor, such as "Q4_K"; it is read as [rows, bytes of a row], rows being
+            those of the first axis, or as [bytes] if it has only one.
     """
 
     shape: tuple[int, ...]
@@ -79,5 +80,5 @@ def parse_config(text: object, name: str) -> Mapping[str, Any]:
 def plain_tensor(tensor: Tensor, info: TensorInfo, dtype: torch.dtype | None = None) -> Tensor:
     """A tensor as it was read, in numbers; blocks become float32 unless a dtype is named."""
     if info.block is not None:
-        return dequantize(tensor, info.block, dtype or torch.float32)
+        return dequantize(tensor, info.block, dtype or torch.float32).reshape(info.shape)
     return tensor if dtype is None else tensor.to(dtype)

@@ -16,6 +16,7 @@ from .pickle_file import PICKLE_SUFFIXES, open_pickle
 from .safetensors_file import SAFETENSORS_SUFFIXES, open_safetensors
 
 INDEX_SUFFIX = ".index.json"
+FOLDER_ENDINGS = (".safetensors", ".bin")  # the older files only where there are no newer ones
 MAX_JSON_BYTES = 32_000_000
 # where diffusers' folders keep the weights of each part
 SUBFOLDERS = ("transformer", "vae", "text_encoder", "text_encoder_2")
@@ -50,13 +51,16 @@ def open_checkpoint(path: Path, subfolders: Sequence[str] = SUBFOLDERS) -> Check
         UntrustedFileError: a pickle that could execute code, or an index that leads out of its folder.
         CheckpointError: no such file, or a format that is not read.
     """
-    if path.is_dir():
-        return _open_folder(path, subfolders)
-    if not path.is_file():
-        raise CheckpointError(f"{path.name} does not exist; choose a file from the list, or refresh it")
-    if path.name.lower().endswith(INDEX_SUFFIX):
-        return _open_index(path)
-    return _open_file(path)
+    try:
+        if path.is_dir():
+            return _open_folder(path, subfolders)
+        if not path.is_file():
+            raise CheckpointError(f"{path.name} does not exist; choose a file from the list, or refresh it")
+        return _open_index(path) if path.name.lower().endswith(INDEX_SUFFIX) else _open_file(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path.name} cannot be read ({error.strerror}); check that the file and its folder may be read"
+        ) from error
 
 
 def _open_file(path: Path) -> Checkpoint:
@@ -73,14 +77,15 @@ def _open_file(path: Path) -> Checkpoint:
 
 def _open_folder(path: Path, subfolders: Sequence[str]) -> Checkpoint:
     for folder in (path, *(path / name for name in subfolders)):
-        # a variant's name stands before the ending: model.fp16.safetensors.index.json
-        indexes = sorted(folder.glob(f"*.safetensors{INDEX_SUFFIX}"), key=lambda file: (len(file.name), file.name))
-        if indexes:
-            return _open_index(indexes[0], path=folder)
-        if files := sorted(folder.glob("*.safetensors")):
-            return _open_shards(folder, files)
+        for ending in FOLDER_ENDINGS:
+            # a variant's name stands before the ending: model.fp16.safetensors.index.json
+            indexes = sorted(folder.glob(f"*{ending}{INDEX_SUFFIX}"), key=lambda file: (len(file.name), file.name))
+            if indexes:
+                return _open_index(indexes[0], path=folder)
+            if files := sorted(folder.glob(f"*{ending}")):
+                return _open_shards(folder, files)
     raise CheckpointError(
-        f"the folder {path.name} holds no .safetensors file, nor do {', '.join(subfolders)} in it; "
+        f"the folder {path.name} holds no {' or '.join(FOLDER_ENDINGS)} file, nor do {', '.join(subfolders)} in it; "
         "choose the weights file itself, or download the whole model again"
     )
 
@@ -88,7 +93,7 @@ def _open_folder(path: Path, subfolders: Sequence[str]) -> Checkpoint:
 def _open_shards(folder: Path, files: Sequence[Path]) -> Checkpoint:
     """All files of a folder without an index."""
     homes: dict[str, Checkpoint] = {}
-    for shard in map(open_safetensors, files):
+    for shard in map(_open_file, files):
         if twice := next((name for name in shard.tensors if name in homes), None):
             raise CheckpointError(
                 f"{shard.name} and {homes[twice].name} in the folder {folder.name} both hold {twice:.100}; "

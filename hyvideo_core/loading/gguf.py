@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, CorruptFileError
-from ..quantization.gguf_blocks import FORMATS, row_bytes
+from ..quantization.gguf_blocks import FORMATS
 from .checkpoint import Checkpoint, ReadTensor, TensorInfo, parse_config
 from .gguf_header import GgufHeader, StoredTensor, Value, parse_gguf_header
 from .mapping import MappedFile, mapped
@@ -26,6 +26,7 @@ from .mapping import MappedFile, mapped
 GGUF_SUFFIXES = (".gguf",)
 ARCHITECTURE = "general.architecture"
 CONFIG = "config"
+NUM_PARTS = "split.count"
 # converters that know four axes at most put the real shape of a tensor of five there
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
 PLAIN_TYPES = {
@@ -63,7 +64,7 @@ ROPE_FACTORS = "rope_freqs.weight"
 class GgufFile(Checkpoint):
     """One .gguf file, memory-mapped.
 
-    Tensors in blocks are read as they lie: [..., bytes of a row] uint8, with `TensorInfo.block` naming the format.
+    Tensors in blocks are read as they lie: [rows, bytes of a row] uint8, rows being those of the first axis.
 
     Attributes:
         places: by name, where in the file a tensor's bytes are.
@@ -80,11 +81,11 @@ class GgufFile(Checkpoint):
             yield lambda name: self._tensor(file, name)
 
     def _tensor(self, file: MappedFile, name: str) -> Tensor:
-        info, (start, _) = self.tensors[name], self.places[name]
+        info, (start, length) = self.tensors[name], self.places[name]
+        shape = info.shape
         if info.block is not None:
-            tensor = file.tensor(start, (*info.shape[:-1], row_bytes(info.shape[-1], info.block)), torch.uint8)
-        else:
-            tensor = file.tensor(start, info.shape, info.dtype)
+            shape = (shape[0], length // shape[0]) if len(shape) > 1 else (length,)
+        tensor = file.tensor(start, shape, info.dtype)
         with torch.inference_mode(False):
             return deinterleave_heads(tensor, self.heads[name]) if name in self.heads else tensor
 
@@ -105,6 +106,11 @@ def open_gguf(path: Path) -> GgufFile:
         memoryview(mapped) as content,
     ):
         header = parse_gguf_header(content, path.name)
+    if isinstance(parts := header.values.get(NUM_PARTS), int) and parts > 1:
+        raise CheckpointError(
+            f"{path.name} is one of {parts} parts of a model; join them with llama.cpp's gguf-split --merge, or use "
+            "a file that is whole"
+        )
     types = _storage_types()
     tensors, places = {}, {}
     for name, stored in header.tensors.items():
@@ -157,16 +163,17 @@ def _tensor_info(
             f"{file} is damaged: {name:.100} has rows of {shape[-1] if shape else 1} weights in blocks of {weights}; "
             "download it again"
         )
-    original = values.get(ORIGINAL_SHAPE + name)
+    original = _original_shape(values.get(ORIGINAL_SHAPE + name), shape, weights)
     if kind in PLAIN_TYPES:
-        shape = _original_shape(original, shape)
-        return TensorInfo(shape, PLAIN_TYPES[kind]), count * num_bytes
-    return TensorInfo(shape, torch.uint8, block=kind), count // weights * num_bytes
+        return TensorInfo(original, PLAIN_TYPES[kind]), count * num_bytes
+    return TensorInfo(original, torch.uint8, block=kind), count // weights * num_bytes
 
 
-def _original_shape(given: Value | None, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _original_shape(given: Value | None, shape: tuple[int, ...], num_weights: int) -> tuple[int, ...]:
+    """The shape that a converter had to flatten, if it fits what was stored in blocks of so many weights."""
     sizes = tuple(size for size in given if type(size) is int and size > 0) if isinstance(given, tuple) else ()
-    return sizes if prod(sizes) == prod(shape) else shape
+    fits = len(sizes) > 1 and prod(sizes) == prod(shape) and prod(sizes[1:]) % num_weights == 0
+    return sizes if fits else shape
 
 
 def _named(

@@ -20,6 +20,7 @@ DEFAULT_ALIGNMENT = 32
 MAX_ALIGNMENT = 2**16
 MAX_HEADER_BYTES = 100_000_000  # the largest vocabularies take 10 MB
 MAX_AXES = 8
+MAX_THINGS = 100_000  # tensors, and entries of metadata; models have some thousands
 LONGEST_KEPT_ARRAY = 64  # shapes and the like; vocabularies are skipped
 STRING, ARRAY, BOOL = 8, 9, 7
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", BOOL: "?", 10: "Q", 11: "q", 12: "d"}
@@ -82,10 +83,10 @@ class _Cursor:
         layout = struct.Struct("<" + code)
         return layout.unpack_from(self.content, self.take(layout.size))[0]
 
-    def count(self, least_bytes: int, what: str, code: str = "Q") -> int:
+    def count(self, least_bytes: int, what: str, most: int = MAX_HEADER_BYTES) -> int:
         """A number of things of at least that many bytes each."""
-        count = self.number(code)
-        if count * least_bytes > self.end - self.position:
+        count = self.number("Q")
+        if count > most or count * least_bytes > self.end - self.position:
             self.fail(f"its header promises {count} {what}, more than the file can hold")
         return count
 
@@ -153,8 +154,8 @@ def parse_gguf_header(content: memoryview, name: str) -> GgufHeader:
         raise CorruptFileError(f"{name} is not a GGUF file: it does not begin with {MAGIC.decode()}; download it again")
     cursor.take(len(MAGIC))
     _check_version(cursor.number("I"), name)
-    num_tensors = cursor.count(24, "tensors")
-    num_values = cursor.count(13, "metadata entries")
+    num_tensors = cursor.count(24, "tensors", MAX_THINGS)
+    num_values = cursor.count(13, "metadata entries", MAX_THINGS)
     values = {}
     for _ in range(num_values):
         key = cursor.text()

@@ -224,3 +224,16 @@ def test_each_tensor_is_read_once_and_kept_without_a_copy(golden_dir, monkeypatc
     model = build_transformer(detected, dtype=torch.float32)
     assert len(reads) == len(detected.view.checkpoint.tensors)
     assert {tensor.data_ptr() for tensor in model.state_dict().values()} == set(reads)
+
+
+@pytest.mark.parametrize("name", ["m.safetensors", "m.gguf"])
+def test_a_file_that_may_not_be_read_is_named(name, tmp_path, monkeypatch):
+    path = tmp_path / name
+    path.write_bytes(b"x" * 100)
+
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(path), "open", refuse)
+    with pytest.raises(CheckpointError, match=rf"{name} cannot be read \(Permission denied\)"):
+        open_checkpoint(path)

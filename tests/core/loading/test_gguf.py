@@ -139,6 +139,46 @@ def test_a_shape_that_was_flattened_is_restored(golden_weights, golden_config, t
     assert torch.equal(model_of(path).img_in.proj.weight, golden_weights["img_in.proj.weight"])
 
 
+def test_a_flattened_convolution_in_blocks_is_restored(golden_config, golden_weights, tmp_path):
+    path = tmp_path / "m.gguf"
+    writer = GGUFWriter(path, "hyvid")
+    writer.add_string("config", json.dumps(golden_config))
+    writer.add_array("comfy.gguf.orig_shape.img_in.proj.weight", [64, 8, 1, 2, 2])
+    flat = quants.quantize(torch.randn(64, 32).numpy(), GGMLQuantizationType.Q8_0)
+    for name, tensor in golden_weights.items():
+        if name == "img_in.proj.weight":
+            writer.add_tensor(name, flat, raw_dtype=GGMLQuantizationType.Q8_0)
+        else:
+            writer.add_tensor(name, tensor.numpy())
+    finish(writer)
+    convolution = model_of(path).img_in.proj.weight
+    assert convolution.shape == (64, 8, 1, 2, 2)
+    assert torch.equal(convolution.flatten(1), torch.from_numpy(quants.dequantize(flat, GGMLQuantizationType.Q8_0)))
+
+
+def test_biases_in_blocks_are_widened_on_loading(golden_weights, golden_config, tmp_path):
+    stored = {
+        name: Blocks(quants.quantize(tensor.numpy(), GGMLQuantizationType.Q8_0), "Q8_0")
+        if tensor.ndim < 3 and tensor.shape[-1] % 32 == 0
+        else tensor
+        for name, tensor in golden_weights.items()
+    }
+    model = model_of(gguf(Stored(stored, golden_config), tmp_path))
+    expected = numbers(stored)
+    name = "double_blocks.0.img_attn_qkv"
+    assert isinstance(stored[f"{name}.bias"], Blocks)
+    assert torch.equal(model.get_submodule(name).bias, expected[f"{name}.bias"])
+
+
+def test_a_part_of_a_split_file_is_named(tmp_path):
+    writer = GGUFWriter(tmp_path / "m.gguf", "hyvid")
+    writer.add_uint16("split.count", 3)
+    writer.add_tensor("x", np.zeros(4, dtype=np.float32))
+    finish(writer)
+    with pytest.raises(CheckpointError, match="one of 3 parts of a model"):
+        open_checkpoint(tmp_path / "m.gguf")
+
+
 def finish(writer):
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

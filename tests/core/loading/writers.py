@@ -151,6 +151,20 @@ def index_file(stored: Stored, folder: Path) -> Path:
     return sharded_folder(stored, folder) / "model.safetensors.index.json"
 
 
+def old_shards(stored: Stored, folder: Path) -> Path:
+    """Pickles with an index, as folders had before safetensors."""
+    names = sorted(stored.tensors)
+    homes = {}
+    for index in range(2):
+        file = f"pytorch_model-{index + 1:05}-of-00002.bin"
+        part = {name: stored.tensors[name] for name in names[index::2]}
+        torch.save(part, folder / file)
+        homes.update(dict.fromkeys(part, file))
+    (folder / "config.json").write_text(json.dumps(stored.config))
+    _index(homes, folder / "pytorch_model.bin.index.json")
+    return folder
+
+
 def diffusers_folder(stored: Stored, folder: Path) -> Path:
     """The whole model's folder, with the weights of this part in a subfolder."""
     (folder / "model_index.json").write_text("{}")
@@ -204,6 +218,7 @@ CONTAINERS: dict[str, Callable[[Stored, Path], Path]] = {
     "shards": sharded_folder,
     "index file": index_file,
     "diffusers folder": diffusers_folder,
+    "pickles with an index": old_shards,
     "pickle": pickled(),
     "pickle before PyTorch 1.6": pickled(suffix=".pth", is_zip=False),
     "pickle, module": pickled("module"),
