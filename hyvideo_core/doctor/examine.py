@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..config import HYVIDEO_T2_CFGDISTILL, ClipTextConfig, LlamaConfig, TransformerConfig
-from ..errors import CheckpointError, HyVideoError
+from ..errors import CorruptFileError, HyVideoError
 from ..loading import (
     Checkpoint,
     DetectedTransformer,
@@ -24,6 +24,7 @@ from ..loading import (
 )
 from ..loading.build import coverage
 from ..loading.checkpoint import ReadTensor
+from ..loading.comfy_quant import MARK
 from ..loading.containers import ShardedFiles
 from ..loading.coverage import Coverage
 from ..loading.fp8_policies import CastFp8
@@ -70,23 +71,15 @@ class HeaderOnly(Checkpoint):
             def read(name: str) -> Tensor:
                 info = self.tensors[name]
                 is_note = info.dtype == torch.uint8 and len(info.shape) == 1 and info.shape[0] <= MAX_MARK_BYTES
+                if name.endswith(f".{MARK}") and not is_note:
+                    raise CorruptFileError(f"{self.name}: {name:.100} is no short text; download it again")
                 if self.inner is None or not is_note:
                     return torch.empty(info.shape, dtype=info.dtype, device="meta")
                 if not opened:
-                    opened.append(self._open(stack))
+                    opened.append(stack.enter_context(self.inner.reading()))
                 return opened[0](name)
 
             yield read
-
-    def _open(self, stack: ExitStack) -> ReadTensor:
-        assert self.inner is not None
-        try:
-            return stack.enter_context(self.inner.reading())
-        except RuntimeError as error:  # PyTorch's, where the system maps no file larger than its memory
-            raise CheckpointError(
-                f"{self.name} says in its weights how they are stored, and this system cannot map a file of its size "
-                "into memory; enlarge the swap space"
-            ) from error
 
 
 def inspect(path: Path, model: Path | DetectedTransformer | None = None) -> Findings:

@@ -7,7 +7,9 @@ count as a second copy of the model; so they are given back as soon as the tenso
 
 from __future__ import annotations
 
+import errno
 import mmap
+import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +19,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import CorruptFileError
+from ..errors import CheckpointError, CorruptFileError
+
+MAP_NORESERVE = 0x4000  # the same on x86 and ARM; Python has no name for it before 3.13
 
 
 class MappedFile:
@@ -58,15 +62,29 @@ def mapped(path: Path) -> Iterator[MappedFile]:
 
     Raises:
         CorruptFileError: it cannot be read.
+        CheckpointError: it is larger than the system allows.
     """
     try:
         with path.open("rb") as file:
             is_empty = not path.stat().st_size
-            content = None if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            content = None if is_empty else _map(file.fileno())
     except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise CheckpointError(
+                f"{path.name} is larger than what this system lets a program map into memory; enlarge its swap space, "
+                "or use a smaller file such as an fp8 one"
+            ) from error
         raise CorruptFileError(f"{path.name} cannot be read ({error.strerror}); download it again") from error
     # not closed at the end: tensors that stay in the file need it, and it closes with the last of them
     yield MappedFile(path, content)
+
+
+def _map(descriptor: int) -> mmap.mmap:
+    """A whole file as memory of our own, so that writing to a tensor neither fails nor reaches the file."""
+    if sys.platform == "linux":
+        # else Linux would set memory aside for all of it, and refuse a file that is larger than memory and swap
+        return mmap.mmap(descriptor, 0, flags=mmap.MAP_PRIVATE | MAP_NORESERVE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    return mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
 
 
 def _forget(content: mmap.mmap, start: int, length: int) -> None:
