@@ -110,7 +110,10 @@ def report_coverage(lora: LoraFile, layers: list[Layer], strength: float, mode: 
     logger.log(logging.INFO if lora.family is None else logging.WARNING, "%s", report)
     lost = (*lora.coverage.stray, *lora.coverage.text_encoder)
     if lost:
-        logger.warning("%s: %s tensors are not applied:\n%s", lora.checkpoint.name, len(lost), "\n".join(lost))
+        verb = "is" if len(lost) == 1 else "are"
+        logger.warning(
+            "%s: %s of its tensors %s not applied:\n%s", lora.checkpoint.name, len(lost), verb, "\n".join(lost)
+        )
     return report
 
 

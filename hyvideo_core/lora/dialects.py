@@ -37,11 +37,13 @@ def style_words(groups: GroupedNames) -> str:
     if not bases:
         return "names of text encoders"
     is_kohya = sum("." not in base for base in bases) > len(bases) / 2
-    is_peft = any(".lora_A" in name for parts in groups.bases.values() for name in parts.values())
-    pairs = "lora_A and lora_B (PEFT)" if is_peft else "lora_down and lora_up (kohya)"
+    downs = [parts["down"] for parts in groups.bases.values() if "down" in parts]
+    pairs = (
+        ", lora_A and lora_B (PEFT)" if any(".lora_A" in name for name in downs) else ", lora_down and lora_up (kohya)"
+    )
     prefix = commonprefix(bases)  # noqa: RUF071 (letter by letter is what is wanted)
     start = f" behind {prefix[:40]}" if len(prefix) > 1 else ""
-    return f"names with {'underscores' if is_kohya else 'dots'}{start}, {pairs}"
+    return f"names with {'underscores' if is_kohya else 'dots'}{start}{pairs if downs else ''}"
 
 
 def dialect_words(places: Iterable[list[Place]]) -> str:

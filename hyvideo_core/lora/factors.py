@@ -38,6 +38,10 @@ class Factor(nn.Module, ABC):
     def forward(self, x: Tensor, rows: Rows | None = None) -> Tensor:
         """What the change adds to a layer's output: [..., I] to [..., O], or [..., b - a] for rows (a, b)."""
 
+    def add_to(self, y: Tensor, x: Tensor, rows: Rows, strength: float) -> None:
+        """Adds `forward` times the strength to y in place, [..., b - a]."""
+        y.add_(self(x, rows), alpha=strength)
+
     @abstractmethod
     def dense(self, rows: Rows | None = None) -> Tensor:
         """The matrix itself, [O, I] or [b - a, I]."""
@@ -64,6 +68,11 @@ class LowRank(Factor):
     def forward(self, x: Tensor, rows: Rows | None = None) -> Tensor:
         """See Factor.forward."""
         return F.linear(F.linear(x, self.down) * self.scale, cut(self.up, rows))
+
+    def add_to(self, y: Tensor, x: Tensor, rows: Rows, strength: float) -> None:
+        """See Factor.add_to; without a temporary of y's size, and rounded once."""
+        inner = F.linear(x, self.down).view(-1, len(self.down))
+        y.view(-1, y.shape[-1]).addmm_(inner, cut(self.up, rows).T, alpha=self.scale * strength)
 
     def dense(self, rows: Rows | None = None) -> Tensor:
         """See Factor.dense."""

@@ -64,7 +64,7 @@ class AddedPath(SidePath):
 
     def apply_to(self, y: Tensor, x: Tensor, base: Any, rows: Rows) -> None:  # noqa: ARG002
         """See SidePath.apply_to."""
-        y.add_(self.factor(x[..., : self.factor.in_features], self._own(rows)), alpha=self.strength)
+        self.factor.add_to(y, x[..., : self.factor.in_features], self._own(rows), self.strength)
 
     def merge_into(self, weight: Tensor) -> None:
         """See SidePath.merge_into."""

@@ -68,13 +68,9 @@ class Coverage:
         return not self.stray and not self.text_encoder
 
     def __str__(self) -> str:
-        words = [f"{self.matched} of {self.expected} layers matched"]
-        if self.stray:
-            words.append(f"{len(self.stray)} stray tensors ({_such_as(self.stray)})")
+        words = [f"{self.matched} of {self.expected} layers matched", f"{_tensors(self.stray, 'stray ')}"]
         if self.text_encoder:
-            words.append(
-                f"{len(self.text_encoder)} tensors for text encoders not applied ({_such_as(self.text_encoder)})"
-            )
+            words.append(f"{_tensors(self.text_encoder)} for text encoders, not applied")
         return ", ".join(words)
 
 
@@ -306,6 +302,11 @@ def _check_overlaps(lora: LoraFile) -> None:
                     f"{entry.name}; save it anew in one layout"
                 )
         taken[entry.target.layer.name].append(entry)
+
+
+def _tensors(names: tuple[str, ...], kind: str = "") -> str:
+    """How many, and which."""
+    return f"{len(names)} {kind}tensor{'s' * (len(names) != 1)}{f' ({_such_as(names)})' if names else ''}"
 
 
 def _such_as(names: Iterable[str], limit: int = NUM_SHOWN) -> str:

@@ -72,8 +72,8 @@ def test_a_lora_changes_the_video_and_removing_it_gives_the_same_bits(frames, se
     assert np.array_equal(frames({"strength": 0.0})[0], before)
     (report,) = outcome["outputs"]["lora1"]["text"]
     assert "official names behind transformer. (PEFT, diffusion-pipe)" in report
-    assert "1 stray tensors (transformer.double_blocks.9.img_attn_proj.lora_A.weight)" in report
-    assert "style.safetensors: 1 tensors are not applied" in server.log()
+    assert "1 stray tensor (transformer.double_blocks.9.img_attn_proj.lora_A.weight)" in report
+    assert "style.safetensors: 1 of its tensors is not applied" in server.log()
 
 
 def test_merged_shows_what_the_side_path_shows(frames):
