@@ -386,9 +386,7 @@ def test_shards_that_lack_what_their_index_promises_are_named(weights, tmp_path)
     content = json.loads(index.read_text())
     content["weight_map"]["final_layer.extra"] = "model-00002-of-00003.safetensors"
     index.write_text(json.dumps(content))
-    with pytest.raises(
-        CorruptFileError, match=r"model-00002-of-00003\.safetensors lacks 1 .*final_layer\.extra"
-    ):
+    with pytest.raises(CorruptFileError, match=r"model-00002-of-00003\.safetensors lacks 1 .*final_layer\.extra"):
         open_checkpoint(index)
 
 
