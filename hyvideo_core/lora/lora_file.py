@@ -16,34 +16,14 @@ from ..loading.checkpoint import Checkpoint, ReadTensor
 from ..loading.recognise import refusal
 from .blocks import BlockFilter, describe_blocks
 from .dialects import dialect_words, style_words
+from .entries import Entry, read_entry
 from .families import Family, foreign_family
 from .keys import GroupedNames, NameTable, Place, group_names, split_name
 from .read_parts import Change, kinds_of, read_change
 from .rules import ScaleRules, read_rules
-from .targets import Layer, Target, spellings
+from .targets import Layer, spellings
 
 NUM_SHOWN = 5
-PATCH_LAYER = "img_in.proj"
-META = torch.device("meta")
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One layer as a file names it.
-
-    Attributes:
-        name: the file's name of the layer.
-        target: the rows of the model that it changes.
-        parts: tensor names by part, see keys.PARTS.
-        shape: (out, in) of the weight that it was made for; the target's own where only a bias changes.
-        rank: None where it is not of low rank.
-    """
-
-    name: str
-    target: Target
-    parts: Mapping[str, str]
-    shape: tuple[int, int]
-    rank: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +131,7 @@ def open_lora(checkpoint: Checkpoint, config: TransformerConfig) -> LoraFile:
     places = name_table(config).find_all(groups.bases)
     family = foreign_family(checkpoint, groups)
     _refuse_foreign(checkpoint, groups, places, family)
-    entries = tuple(_entry(checkpoint, base, groups.bases[base], place[0].target) for base, place in places.items())
+    entries = tuple(read_entry(checkpoint, base, groups.bases[base], place[0].target) for base, place in places.items())
     lora = LoraFile(
         checkpoint=checkpoint,
         config=config,
@@ -160,11 +140,11 @@ def open_lora(checkpoint: Checkpoint, config: TransformerConfig) -> LoraFile:
         coverage=coverage(groups, places),
         kinds=tuple(dict.fromkeys(kind for entry in entries for kind in kinds_of(entry.parts))),
         ranks=tuple(rank for rank, _ in Counter(e.rank for e in entries if e.rank is not None).most_common()),
-        in_channels=max([config.in_channels, *(_channels(entry, config) for entry in entries)]),
+        in_channels=max([config.in_channels, *(entry.channels(config) for entry in entries)]),
         family=family,
         rules=read_rules(checkpoint.metadata, checkpoint.path),
     )
-    _check_shapes(lora)
+    _refuse_sizes(lora)
     _check_overlaps(lora)
     return lora
 
@@ -238,22 +218,6 @@ def layout_words(groups: GroupedNames, places: Mapping[str, list[Place]]) -> str
     return dialect_words(known.values()) if known else style_words(groups)
 
 
-def _entry(checkpoint: Checkpoint, base: str, parts: Mapping[str, str], target: Target) -> Entry:
-    tensors = {}
-    try:
-        for part, name in parts.items():
-            info = checkpoint.tensors[name]
-            tensors[part] = torch.empty(info.shape, dtype=info.dtype, device=META)
-        tensors.pop("reshape_weight", None)
-        change = read_change(base, tensors, ScaleRules())
-    except RuntimeError as error:  # sizes whose product no tensor can have
-        raise CorruptFileError(f"{checkpoint.name}: {base} has impossible sizes; download it again") from error
-    except CorruptFileError as error:
-        raise CorruptFileError(f"{checkpoint.name}: {error}") from error
-    shape = change.shape or (change.num_outputs, target.layer.shape[1])
-    return Entry(base, target, parts, shape, None if change.factor is None else change.factor.rank)
-
-
 def _read(entry: Entry, read: ReadTensor, rules: ScaleRules) -> Change:
     tensors = {part: read(name) for part, name in entry.parts.items() if part != "reshape_weight"}
     change = read_change(entry.name, tensors, rules, is_swapped=entry.target.is_swapped)
@@ -262,32 +226,14 @@ def _read(entry: Entry, read: ReadTensor, rules: ScaleRules) -> Change:
     return change
 
 
-def _channels(entry: Entry, config: TransformerConfig) -> int:
-    """Latent channels that an entry for the patch embedding was made for; 0 for any other entry."""
-    volume = config.patch_size[0] * config.patch_size[1] * config.patch_size[2]
-    if entry.target.layer.name != PATCH_LAYER or entry.shape[1] % volume:
-        return 0
-    return entry.shape[1] // volume
-
-
-def _check_shapes(lora: LoraFile) -> None:
-    for entry in lora.entries:
-        layer, (first, last) = entry.target.layer, entry.target.rows
-        expected = (last - first, layer.shape[1])
-        has_its_channels = _channels(entry, lora.config) > 0 and "magnitude" not in entry.parts
-        fits = entry.shape[0] == expected[0] and (entry.shape[1] == expected[1] or has_its_channels)
-        if layer.is_norm and not set(entry.parts) <= {"diff", "diff_b", "set_weight"}:
-            raise CorruptFileError(f"{lora.checkpoint.name}: {entry.name} has factors for a norm, which has no matrix")
-        if "diff_b" in entry.parts and not layer.has_bias:
-            raise CorruptFileError(f"{lora.checkpoint.name}: {entry.name} changes a bias that {layer.name} lacks")
-        if not fits:
-            whose = f"a LoRA for {lora.family.words}" if lora.family else "for a model of another size"
-            raise WrongModelError(
-                f"{lora.checkpoint.name}: {entry.name} changes a weight of {entry.shape[0]} x {entry.shape[1]}, "
-                f"{layer.name} of this model takes {expected[0]} x {expected[1]}; "
-                f"the file is {whose}, "
-                "use one made for this model"
-            )
+def _refuse_sizes(lora: LoraFile) -> None:
+    misfits = [entry for entry in lora.entries if not entry.fits(lora.config)]
+    if misfits:
+        whose = f"a LoRA for {lora.family.words}" if lora.family else "for a model of another size"
+        raise WrongModelError(
+            f"{lora.checkpoint.name} is {whose}: {len(misfits)} of {len(lora.entries)} weights that it changes are of "
+            f"other sizes here; {misfits[0].sizes()}; use one made for this model"
+        )
 
 
 def _check_overlaps(lora: LoraFile) -> None:

@@ -11,8 +11,9 @@ from ..config import HYVIDEO_T2_CFGDISTILL, TransformerConfig
 from ..errors import CheckpointError
 from ..loading.checkpoint import Checkpoint
 from .blocks import describe_blocks
+from .entries import read_entry
 from .families import foreign_family
-from .keys import GroupedNames, group_names
+from .keys import GroupedNames, Place, group_names
 from .lora_file import Coverage, coverage, is_lora, layout_words, name_table, open_lora
 from .read_parts import kinds_of
 
@@ -30,7 +31,7 @@ class LoraKind:
         dtypes: what its factors are stored in, the commonest first, as torch names them.
         num_parameters: numbers in all its tensors.
         family: the other model that it was made for, as far as names, sizes and metadata tell; None: HunyuanVideo.
-        coverage: how many of its layers the model has.
+        coverage: how many of its layers the model has, of the same sizes.
         targets: the blocks that it changes, in the grammar of the block filter.
         refusal: why it cannot be used with the model; None if it can.
     """
@@ -61,6 +62,7 @@ def recognise_lora(checkpoint: Checkpoint, config: TransformerConfig = HYVIDEO_T
     if not is_lora(groups):
         return None
     places = name_table(config).find_all(groups.bases)
+    fitting = {base: found for base, found in places.items() if _fits(checkpoint, groups, base, found[0], config)}
     family = foreign_family(checkpoint, groups)
     parts = groups.bases.values()
     return LoraKind(
@@ -70,10 +72,17 @@ def recognise_lora(checkpoint: Checkpoint, config: TransformerConfig = HYVIDEO_T
         dtypes=_common(str(info.dtype).removeprefix("torch.") for info in checkpoint.tensors.values() if info.shape),
         num_parameters=sum(math.prod(info.shape) for info in checkpoint.tensors.values()),
         family=None if family is None else family.words,
-        coverage=coverage(groups, places),
+        coverage=coverage(groups, fitting),
         targets=describe_blocks([found[0].target.layer for found in places.values()]),
         refusal=_refusal(checkpoint, config),
     )
+
+
+def _fits(checkpoint: Checkpoint, groups: GroupedNames, base: str, place: Place, config: TransformerConfig) -> bool:
+    try:
+        return read_entry(checkpoint, base, groups.bases[base], place.target).fits(config)
+    except CheckpointError:
+        return False
 
 
 def _refusal(checkpoint: Checkpoint, config: TransformerConfig) -> str | None:

@@ -16,9 +16,10 @@ from ..errors import OptionError
 from ..model import Transformer
 from ..model.linear import Linear
 from .blocks import ALL, BlockFilter, parse_blocks
+from .entries import PATCH_LAYER
 from .factors import Rows
 from .layers import LoraLinear, LoraPatchEmbed, PatchLinear
-from .lora_file import PATCH_LAYER, LoraFile, LoraWeights
+from .lora_file import LoraFile, LoraWeights
 from .read_parts import Change
 from .targets import Layer
 
