@@ -19,6 +19,7 @@ from .writers import CONTAINERS, PRECISIONS, Stored, in_dialect
 DIALECTS = {"official": OFFICIAL, "ComfyUI": COMFY, "ComfyUI, norms as scales": COMFY_SCALE, "diffusers": DIFFUSERS}
 VAE_DIALECTS = {"official": OFFICIAL, "ComfyUI": COMFY_VAE}
 PREFIXES = ("", "model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.")
+OLD_PICKLE = "pickle before PyTorch 1.6"
 ONE_FILE_EACH = ("one file", "shards", "pickle, module", "gguf")
 
 
@@ -30,6 +31,7 @@ def rows(dialects, precisions=tuple(PRECISIONS)):
         for precision in precisions
         for dialect in dialects
         if (PRECISIONS[precision].in_gguf if container == "gguf" else PRECISIONS[precision].in_others)
+        and not (PRECISIONS[precision].is_recent and container == OLD_PICKLE)
     ]
 
 

@@ -93,6 +93,64 @@ def in_blocks(block: str, num_weights: int = 32) -> Callable[[Weights], dict[str
     return encode
 
 
+def block_matrices(weights: Weights) -> dict[str, Tensor]:
+    """What quantizing scripts take: the matrices of the blocks."""
+    return {
+        name: tensor
+        for name, tensor in weights.items()
+        if "blocks." in name and tensor.ndim == 2 and name.endswith(".weight")
+    }
+
+
+def scaled_fp8(
+    dtype: torch.dtype, scale_name: str, mark: Callable[[str], Mapping[str, Tensor]]
+) -> Callable[[Weights], dict[str, Tensor]]:
+    """Matrices of the blocks in fp8 with a scale beside each; `mark` gives what else stands beside a layer."""
+
+    def encode(weights: Weights) -> dict[str, Tensor]:
+        stored = dict(weights)
+        for name, tensor in block_matrices(weights).items():
+            layer, scale = name.removesuffix(".weight"), tensor.abs().max() / torch.finfo(dtype).max
+            stored |= {name: (tensor / scale).to(dtype), f"{layer}.{scale_name}": scale, **mark(layer)}
+        return stored
+
+    return encode
+
+
+def comfy_mark(name: str) -> Callable[[str], Mapping[str, Tensor]]:
+    """ComfyUI's mark of a layer: JSON as bytes."""
+    content = torch.tensor(list(json.dumps({"format": name}).encode()), dtype=torch.uint8)
+    return lambda layer: {f"{layer}.comfy_quant": content.clone()}
+
+
+def old_mark(layer: str) -> Mapping[str, Tensor]:
+    """ComfyUI's older mark, one for the whole file."""
+    return {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}
+
+
+def nvfp4(weights: Weights) -> dict[str, Tensor]:
+    """Matrices of the blocks in four bits, block scales in the order of tensor cores."""
+    steps = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    stored, mark = dict(weights), comfy_mark("nvfp4")
+    for name, tensor in block_matrices(weights).items():
+        layer, scale = name.removesuffix(".weight"), tensor.abs().max() / (448 * 6)
+        blocks = tensor.unflatten(1, (-1, 16))
+        scales = (blocks.abs().amax(-1) / 6 / scale).clamp(max=448).to(torch.float8_e4m3fn)
+        wanted = blocks / (scales.float() * scale).clamp(min=1e-30).unsqueeze(-1)
+        codes = (wanted.abs().unsqueeze(-1) - steps).abs().argmin(-1) + 8 * (wanted < 0)
+        codes = codes.flatten(1).to(torch.uint8)
+        rows, columns = scales.shape
+        padded = torch.nn.functional.pad(scales.float(), (0, -columns % 4, 0, -rows % 128))
+        tiles = padded.reshape(len(padded) // 128, 4, 32, -1, 4).permute(0, 3, 2, 1, 4)
+        stored |= {
+            name: codes[:, ::2] * 16 + codes[:, 1::2],
+            f"{layer}.weight_scale": tiles.reshape(padded.shape).to(torch.float8_e4m3fn),
+            f"{layer}.weight_scale_2": scale,
+            **mark(layer),
+        }
+    return stored
+
+
 @dataclass(frozen=True)
 class Precision:
     """How weights are stored, and how near the loaded model has to be.
@@ -100,6 +158,7 @@ class Precision:
     Attributes:
         encode: from named float32 tensors to what the file holds.
         in_gguf: whether a GGUF file can hold it; in_others: whether the other containers can.
+        is_recent: whether pickles from before PyTorch 1.6 do not know its dtypes.
         exact: what a number becomes, where loading may not change one more bit of it.
         tolerance: relative difference of each loaded tensor to the original.
     """
@@ -107,6 +166,7 @@ class Precision:
     encode: Callable[[Weights], Mapping[str, Tensor | Blocks]]
     in_gguf: bool = False
     in_others: bool = True
+    is_recent: bool = False
     exact: Callable[[Tensor], Tensor] | None = None
     tolerance: float = 0.0
 
@@ -122,6 +182,23 @@ PRECISIONS: dict[str, Precision] = {
     "bf16": Precision(cast(torch.bfloat16), in_gguf=True, exact=through(torch.bfloat16), tolerance=4e-3),
     "F16 matrices": Precision(as_converters_do(torch.float16), in_gguf=True, in_others=False, tolerance=1e-3),
     "BF16 matrices": Precision(as_converters_do(torch.bfloat16), in_gguf=True, in_others=False, tolerance=4e-3),
+    "fp8 e4m3fn, all of it": Precision(
+        cast(torch.float8_e4m3fn), exact=through(torch.float8_e4m3fn), is_recent=True, tolerance=2e-1
+    ),
+    "fp8 e5m2, all of it": Precision(
+        cast(torch.float8_e5m2), exact=through(torch.float8_e5m2), is_recent=True, tolerance=2e-1
+    ),
+    "scaled_fp8": Precision(scaled_fp8(torch.float8_e4m3fn, "scale_weight", old_mark), is_recent=True, tolerance=4e-2),
+    "fp8_scale": Precision(
+        scaled_fp8(torch.float8_e4m3fn, "fp8_scale", lambda layer: {}), is_recent=True, tolerance=4e-2
+    ),
+    "comfy_quant e4m3fn": Precision(
+        scaled_fp8(torch.float8_e4m3fn, "weight_scale", comfy_mark("float8_e4m3fn")), is_recent=True, tolerance=4e-2
+    ),
+    "comfy_quant e5m2": Precision(
+        scaled_fp8(torch.float8_e5m2, "weight_scale", comfy_mark("float8_e5m2")), is_recent=True, tolerance=8e-2
+    ),
+    "comfy_quant nvfp4": Precision(nvfp4, is_recent=True, tolerance=1.5e-1),
     "Q8_0": Precision(in_blocks("Q8_0"), in_gguf=True, in_others=False, tolerance=1e-2),
     "Q5_1": Precision(in_blocks("Q5_1"), in_gguf=True, in_others=False, tolerance=4e-2),
     "Q4_0": Precision(in_blocks("Q4_0"), in_gguf=True, in_others=False, tolerance=1.2e-1),
