@@ -1,7 +1,8 @@
 """What a file is, told from its header: the doctor behind the command line's `inspect`, its node and the loaders."""
 
-from .examine import clip_findings, inspect, llama_findings, transformer_findings, vae_findings
+from .examine import inspect
 from .findings import Findings, LoraFindings
+from .parts import clip_findings, llama_findings, transformer_findings, vae_findings
 
 __all__ = [
     "Findings",

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import pathlib
 import re
 import time
 from contextlib import contextmanager
 
+import gguf
 import pytest
 import torch
+from hyvideo_nodes.hyvideo_core.config import tiny
 from hyvideo_nodes.hyvideo_core.doctor import Findings, inspect
+from hyvideo_nodes.hyvideo_core.loading.pickle_file import PickleFile
 from hyvideo_nodes.hyvideo_core.loading.safetensors_file import SafetensorsFile
 from hyvideo_nodes.hyvideo_core.loading.variants import SAME_BY_KEYS
+from hyvideo_nodes.hyvideo_core.model import Transformer
 from safetensors.torch import save_file
 
 NUM_13B = 12_821_012_544
@@ -328,3 +333,64 @@ def test_a_folder_of_shards_is_one_model(tmp_path):
     findings = inspect(tmp_path)
     assert findings.container == "2 files that make one model"
     assert findings.kind == "a CLIP text encoder"
+
+
+@pytest.mark.parametrize(
+    "name", ["hunyuanvideo_t2v_plain_transformer.official", "hunyuanvideo_t2v_transformer.diffusers"]
+)
+def test_memory_with_fp8_made_on_load_counts_the_big_layers(name, manifest, write):
+    """The 200 big layers of the blocks in one byte; modulation and all the rest in two."""
+    findings = inspect(write("m.safetensors", manifest(name)))
+    big = 20 * 2 * (9216 + 3072 + 2 * 12288) * 3072 + 40 * (21504 * 3072 + 3072 * 15360)
+    assert findings.memory["made fp8 on load (fp8_scaled)"] == 2 * findings.num_parameters - big
+
+
+def test_sizes_that_stay_ambiguous_are_described_and_asked_for(write):
+    """A head size that no rope axes fit: the file's configuration has to name them."""
+    shapes = {name: list(tensor.shape) for name, tensor in Transformer(tiny()).state_dict().items()}
+    findings = inspect(write("m.safetensors", {name: (shape, "bfloat16") for name, shape in shapes.items()}))
+    assert findings.variant == "64 wide, 2 double and 3 single blocks"
+    assert "set rope_dim_list in the file's config metadata" in findings.problem
+    assert findings.opened_by == "HunyuanVideo Load Model"
+
+
+def test_types_of_a_gguf_file_are_counted_with_their_shares(tmp_path):
+    weights = {name: tensor.float() for name, tensor in Transformer(tiny()).state_dict().items()}
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "hyvid")
+    writer.add_string("config", json.dumps({"rope_dim_list": [4, 6, 6]}))
+    blocks = 0
+    for name, tensor in weights.items():
+        if tensor.ndim == 2 and tensor.shape[1] % 32 == 0:
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(name, gguf.quants.quantize(tensor.numpy(), kind), raw_dtype=kind)
+            blocks += tensor.numel()
+        else:
+            writer.add_tensor(name, tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    findings = inspect(tmp_path / "m.gguf")
+    total = sum(tensor.numel() for tensor in weights.values())
+    assert findings.problem is None
+    assert findings.container == "GGUF"
+    assert findings.stored == {"Q8_0": blocks, "fp32": total - blocks}
+    assert findings.precision.startswith("GGUF Q8_0; Q8_0 ")
+    # 34 bytes for each 32 weights
+    assert findings.memory["as stored"] == blocks * 34 // 32 + 4 * (total - blocks)
+
+
+def test_a_pickle_is_described_without_its_weights(tmp_path, monkeypatch):
+    torch.save({"module": Transformer(tiny()).state_dict(), "config": {"rope_dim_list": [4, 6, 6]}}, tmp_path / "m.pt")
+
+    def refuse(self):
+        raise AssertionError("weights were opened")
+
+    monkeypatch.setattr(PickleFile, "reading", refuse)
+    findings = inspect(tmp_path / "m.pt")
+    assert (findings.problem, findings.container, findings.precision) == (None, "PyTorch pickle", "fp32")
+
+
+def test_a_pickle_that_would_run_code_is_a_finding(tmp_path):
+    torch.save({"module": pathlib.PurePosixPath("x")}, tmp_path / "m.pt")
+    assert "holds more than tensors" in inspect(tmp_path / "m.pt").problem
