@@ -47,7 +47,7 @@ def test_block_sizes_are_those_of_the_gguf_package(block):
 def test_widening_in_chunks_changes_nothing(block, monkeypatch):
     blocks = random_blocks(block, rows=7, width=512)
     whole = dequantize(blocks, block, torch.bfloat16)
-    monkeypatch.setattr(gguf_blocks, "CHUNK_ELEMENTS", 768)
+    monkeypatch.setattr(gguf_blocks, "CPU_CHUNK_ELEMENTS", 768)
     assert torch.equal(dequantize(blocks, block, torch.bfloat16), whole)
 
 
