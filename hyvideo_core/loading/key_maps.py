@@ -38,9 +38,7 @@ class Dialect:
 
     def sources(self, key: str) -> tuple[str, ...]:
         """The names that make up official tensor `key`."""
-        for pattern, replacement in self.renames:
-            key = re.sub(pattern, replacement, key)
-        return _expand_braces(key)
+        return _sources(self, key)
 
     def join(self, key: str, parts: list[Tensor], shape: tuple[int, ...]) -> Tensor:
         """Official tensor `key` of `shape` from its parts."""
@@ -65,6 +63,14 @@ class Dialect:
         rows = [width] * (len(names) - 1)
         parts = tensor.split([*rows, len(tensor) - sum(rows)])
         return dict(zip(names, parts, strict=True))
+
+
+# a header is looked at several times, and there are some 40 patterns for each of some 900 names
+@lru_cache(maxsize=16384)
+def _sources(dialect: Dialect, key: str) -> tuple[str, ...]:
+    for pattern, replacement in dialect.renames:
+        key = re.sub(pattern, replacement, key)
+    return _expand_braces(key)
 
 
 @lru_cache(maxsize=8192)
