@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hyvideo_nodes.hyvideo_core.config import TransformerConfig
@@ -15,6 +16,8 @@ from hyvideo_nodes.hyvideo_core.errors import CorruptFileError
 from hyvideo_nodes.hyvideo_core.loading.mapping import mapped
 from hyvideo_nodes.hyvideo_core.model import Transformer
 from safetensors.torch import save_file
+
+from .writers import Blocks, Stored, gguf
 
 ROOT = Path(__file__).resolve().parents[3]
 MIB = 2**20
@@ -114,6 +117,20 @@ def test_a_pickle_needs_its_model_and_one_mapping_more(files):
 @needs_proc
 def test_weights_that_stay_as_they_are_take_no_memory_until_they_are_used(files):
     assert measure(files, "large.safetensors", "bfloat16")["peak"] <= LIMIT_BYTES
+
+
+@needs_proc
+def test_a_gguf_file_takes_no_memory_for_blocks_until_they_are_used(files, tmp_path):
+    stored = {}
+    for name, tensor in weights(1024).items():
+        in_blocks = tensor.ndim == 2 and tensor.shape[1] % 32 == 0
+        blocks = np.ones((len(tensor), tensor.shape[-1] // 32 * 34), dtype=np.uint8) if in_blocks else None
+        stored[name] = tensor.float() if blocks is None else Blocks(blocks, "Q8_0")
+    path = gguf(Stored(stored), tmp_path)
+    assert path.stat().st_size > 150 * MIB
+    found = measure({**files, "large.gguf": path}, "large.gguf", "bfloat16")
+    assert found["model"] > 150 * MIB
+    assert found["peak"] <= 32 * MIB
 
 
 def test_pages_are_given_back_with_their_tensor_and_no_others(tmp_path):
