@@ -72,6 +72,14 @@ def open_pickle(path: Path) -> PickleFile:
         CorruptFileError: damaged, or without tensors.
     """
     weights, config = _unwrap(load_pickle(path, "meta"), path.name)
+    size = path.stat().st_size
+    for name, value in weights.items():
+        # a tensor may repeat its storage, and so claim any size
+        if value.numel() * value.element_size() > size:
+            raise CorruptFileError(
+                f"{path.name} is damaged: {name:.100} of shape {list(value.shape)} is larger than the file; "
+                "download it again"
+            )
     infos = {name: TensorInfo(tuple(value.shape), value.dtype) for name, value in weights.items()}
     return PickleFile(path=path, tensors=infos, config=config)
 

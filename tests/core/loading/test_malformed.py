@@ -432,3 +432,12 @@ def test_a_pickle_that_holds_itself_is_refused(tmp_path):
     torch.save(table, tmp_path / "m.pt")
     with pytest.raises(CorruptFileError, match="holds no table of tensors"):
         open_checkpoint(tmp_path / "m.pt")
+
+
+@needs_pickles
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_pickle_of_a_small_tensor_that_claims_to_be_huge_is_refused(is_zip, tmp_path):
+    huge = torch.zeros(1).expand(2**20, 2**20)
+    torch.save({"module": {"a": huge}}, tmp_path / "m.pt", _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(CorruptFileError, match="larger than the file"):
+        open_checkpoint(tmp_path / "m.pt")
