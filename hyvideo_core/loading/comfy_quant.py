@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ METADATA = "_quantization_metadata"
 FP8_FORMATS = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
 NVFP4 = "nvfp4"
 KNOWN = (*FP8_FORMATS, NVFP4)
+MAX_MARK_BYTES = 65536
 
 Marks = Mapping[str, Mapping[str, Any]]
 
@@ -70,6 +72,10 @@ class ComfyQuant(StoredFp8):
                 f"{bare[0]}; it is incomplete: download it again, or use the bf16 file"
             )
         return cls(_with_real_shapes(view, formats), formats)
+
+    def packs(self, name: str) -> bool:
+        """Two nvfp4 numbers lie in a byte."""
+        return self._format(name) == NVFP4
 
     def companions(self, key: str) -> Sequence[str]:
         """Scales and marks."""
@@ -140,12 +146,20 @@ class ComfyQuant(StoredFp8):
     def _check_companions(self) -> None:
         tensors = self.view.checkpoint.tensors
         for layer, mark in self.formats.items():
-            wanted = ["weight", "weight_scale", *(["weight_scale_2"] if mark["format"] == NVFP4 else [])]
+            kind = str(mark["format"])
+            wanted = ["weight", "weight_scale", *(["weight_scale_2"] if kind == NVFP4 else [])]
             missing = [own for own in wanted if f"{layer}.{own}" not in tensors]
             if missing:
                 raise CorruptFileError(
-                    f"{self.view.checkpoint.name} marks {layer} as {mark['format']} and lacks its {missing[0]}; "
+                    f"{self.view.checkpoint.name} marks {layer} as {kind} and lacks its {missing[0]}; "
                     "it is incomplete, download it again"
+                )
+            info, expected = tensors[f"{layer}.weight"], torch.uint8 if kind == NVFP4 else FP8_FORMATS[kind]
+            is_whole = kind != NVFP4 or (len(info.shape) == 2 and not 2 * info.shape[1] % BLOCK)
+            if info.dtype != expected or not is_whole:
+                raise CorruptFileError(
+                    f"{self.view.checkpoint.name} marks {layer} as {kind}, but its weight is {list(info.shape)} of "
+                    f"{str(info.dtype).removeprefix('torch.')}; download it again"
                 )
 
 
@@ -166,22 +180,28 @@ def _block_grid(checkpoint: Checkpoint, name: str) -> tuple[int, int]:
 
 
 def _block_scales(policy: ComfyQuant, name: str, read: ReadTensor) -> Tensor:
-    rows, columns = _block_grid(policy.view.checkpoint, name)
+    grid = _block_grid(policy.view.checkpoint, name)
     scales = read(beside_weight(name, "weight_scale"))
     if scales.dtype == torch.uint8:
         scales = scales.view(torch.float8_e4m3fn)
-    if not policy.has_tiled_scales:
-        return scales.reshape(rows, columns)
-    if scales.numel() != tiled_shape(rows, columns)[0] * tiled_shape(rows, columns)[1]:
+    expected = tiled_shape(*grid) if policy.has_tiled_scales else grid
+    if scales.numel() != prod(expected) or scales.dtype != torch.float8_e4m3fn:
         raise CorruptFileError(
-            f"{policy.view.checkpoint.name}: the block scales of {name} have the shape {list(scales.shape)}, expected "
-            f"{list(tiled_shape(rows, columns))}; download it again"
+            f"{policy.view.checkpoint.name}: the block scales of {name} are {list(scales.shape)} of "
+            f"{str(scales.dtype).removeprefix('torch.')}, expected {list(expected)} of float8_e4m3fn; download it again"
         )
-    return packed_order(scales, rows, columns)
+    return packed_order(scales, *grid) if policy.has_tiled_scales else scales.reshape(grid)
 
 
 def _from_tensors(view: KeyView) -> Marks:
+    tensors = view.checkpoint.tensors
     names = [name for name in under_prefix(view) if name.endswith(f".{MARK}")]
+    for name in names:
+        if tensors[name].dtype != torch.uint8 or prod(tensors[name].shape) > MAX_MARK_BYTES:
+            raise CorruptFileError(
+                f"{view.checkpoint.name}: {name} is not JSON: {list(tensors[name].shape)} of "
+                f"{str(tensors[name].dtype).removeprefix('torch.')}; download it again"
+            )
     if not names:
         return {}
     with view.checkpoint.reading() as read:
@@ -207,7 +227,7 @@ def _from_metadata(view: KeyView) -> Marks:
 def _parsed(text: str | bytes, checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptFileError(f"{checkpoint.name}: {name} is not JSON; download it again") from error
     if not isinstance(value, dict):
         raise CorruptFileError(f"{checkpoint.name}: {name} is not a JSON object; download it again")

@@ -243,9 +243,9 @@ def map_path(checkpoint: Checkpoint) -> Path:
 
 def _read_map(path: Path) -> Mapping[str, Tensor]:
     content = load_pickle(path, "cpu")
-    if not isinstance(content, dict) or not all(isinstance(scale, Tensor | int | float) for scale in content.values()):
+    if not isinstance(content, dict) or not all(isinstance(scale, Tensor | float) for scale in content.values()):
         raise CorruptFileError(f"{path.name} is not a table of scales; download it again")
-    return {str(name): torch.as_tensor(scale, dtype=torch.float32) for name, scale in content.items()}
+    return {str(name): torch.as_tensor(scale).float() for name, scale in content.items()}
 
 
 def joined_scales(view: KeyView, key: str, rows: Sequence[int], scales: Sequence[Tensor]) -> Tensor:
@@ -290,7 +290,10 @@ def fp8_weights(view: KeyView) -> list[str]:
     return [
         name
         for name in under_prefix(view)
-        if tensors[name].dtype in FP8_DTYPES and len(tensors[name].shape) == 2 and name.endswith(".weight")
+        if name.endswith(".weight")
+        and tensors[name].dtype in FP8_DTYPES
+        and len(tensors[name].shape) == 2
+        and 0 not in tensors[name].shape
     ]
 
 

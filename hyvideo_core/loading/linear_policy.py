@@ -42,6 +42,10 @@ class LinearPolicy(ABC):
         """Names of tensors that belong to the weight `key`, such as its scales."""
         return ()
 
+    def packs(self, name: str) -> bool:  # noqa: ARG002
+        """Whether whole numbers in the file's tensor `name` stand for others, which this policy knows."""
+        return False
+
     def layer(
         self,
         key: str,  # noqa: ARG002

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..errors import WrongModelError
 from .comfy_quant import ComfyQuant
 from .fp8_policies import CastFp8, OfficialFp8, ScaledFp8
 from .gguf_policy import GgufBlocks
@@ -41,4 +42,23 @@ def find_policy(view: KeyView) -> LinearPolicy:
     Raises:
         CheckpointError: in a way that is not read, or that needs a second file which is missing.
     """
-    return next(policy for kind in POLICIES if (policy := kind.find(view)) is not None)
+    policy = next(policy for kind in POLICIES if (policy := kind.find(view)) is not None)
+    _refuse_packed(policy)
+    return policy
+
+
+def _refuse_packed(policy: LinearPolicy) -> None:
+    """Whole numbers in place of weights are a quantization; read as they are, they would be noise."""
+    checkpoint = policy.view.checkpoint
+    packed = [
+        name
+        for name, info in checkpoint.tensors.items()
+        if name.startswith(policy.view.prefix) and name.endswith(".weight")
+        if info.block is None and not info.dtype.is_floating_point and not policy.packs(name)
+    ]
+    if packed:
+        dtype = str(checkpoint.tensors[packed[0]].dtype).removeprefix("torch.")
+        raise WrongModelError(
+            f"{checkpoint.name}: {len(packed)} weights are stored as {dtype}, such as {packed[0]}, a quantization that "
+            "is not read; use a bf16, fp8, nvfp4 or GGUF file"
+        )
