@@ -17,7 +17,7 @@ from ..loading.gguf import GgufFile
 from ..loading.key_maps import TRANSFORMER_DIALECTS, find_view
 from ..loading.pickle_file import PickleFile
 from ..loading.policies import PlainWeights, find_policy
-from ..loading.text import clip_view, llama_view, parts_aside
+from ..loading.text import LLAMA3_ROWS, clip_view, llama_view, parts_aside
 from ..loading.variants import size_words, transformer_variant
 from ..quantization.on_load import BIG_LINEARS
 from .findings import Findings
@@ -25,6 +25,10 @@ from .header_only import HeaderOnly, HeaderOnlyPickle
 from .needs import encoder_needs, hints, transformer_needs, vae_needs
 from .storage import measure
 
+OTHER_VOCABULARY = (
+    f"its vocabulary is not Llama-3's ({LLAMA3_ROWS.start} to {LLAMA3_ROWS.stop - 1} rows), which HunyuanVideo was "
+    "trained with"
+)
 BLOCK = re.compile(r"(double|single|single_transformer|transformer)_blocks\.(\d+)\.")
 CONTAINERS = ((GgufFile, "GGUF"), (PickleFile, "PyTorch pickle"))
 SCALES_UNKNOWN = (
@@ -128,16 +132,21 @@ def llama_findings(checkpoint: Checkpoint, config: LlamaConfig, cover: Coverage)
     found = file_findings(checkpoint)
     view = llama_view(checkpoint)
     layers = f"{config.num_layers} layers, {config.hidden_size} wide, {config.vocab_size} rows"
-    beside = parts_aside(cover)
+    beside, usual = parts_aside(cover), LlamaConfig()
+    is_llama3 = config.hidden_size == usual.hidden_size and config.vocab_size in LLAMA3_ROWS
+    notes = (
+        f"holds {beside} besides, which text to video does not need" if beside else None,
+        OTHER_VOCABULARY if config.hidden_size == usual.hidden_size and not is_llama3 else None,
+    )
     described = replace(
         found,
-        variant=f"Llama-3 8B; {layers}" if config == LlamaConfig(vocab_size=config.vocab_size) else layers,
+        variant=f"Llama-3 8B; {layers}" if is_llama3 and config.num_layers == usual.num_layers else layers,
         dialect="transformers' names",
         prefix=view.prefix,
         precision=_precision(find_policy(view).label, found),
         memory=_memory(checkpoint, cover),
         needs=encoder_needs("llm", config),
-        notes=(f"holds {beside} besides, which text to video does not need",) if beside else (),
+        notes=tuple(filter(None, notes)),
     )
     return _covered(described, cover)
 

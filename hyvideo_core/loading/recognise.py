@@ -32,6 +32,7 @@ LORA_ENDINGS = (
     *(".hada_w1_a", ".lokr_w1", ".lokr_w1_a", ".diff", ".diff_b"),
 )
 LEAST_LORA_SHARE = 6  # one of so many names: files have alphas and further factors besides
+HUNYUAN_IMAGE_WIDTH = 3584
 BYT5_WIDTH, SIGLIP_WIDTH, QWEN_VL_WIDTH = 1472, 1152, 3584
 VISION_MARK, PROJECTOR_MARK = (
     "vision_model.embeddings.position_embedding.weight",
@@ -165,32 +166,39 @@ def _framepack(keys: Endings) -> Kind | None:
 
 
 def _hunyuan_15(keys: Endings) -> Kind | None:
-    is_one = (
-        keys.has("vision_in.proj.0.weight", "cond_type_embedding.weight") and "vector_in.in_layer.weight" not in keys
-    )
-    has_image_tokens = keys.has("cond_type_embed.weight", "context_embedder_2.linear_1.weight")
-    if not is_one and not has_image_tokens:
+    is_published = keys.has("vision_in.proj.0.weight", "cond_type_embedding.weight")
+    if is_published and "vector_in.in_layer.weight" not in keys:
+        layout = "official layout" if "double_blocks.0.img_attn_q.weight" in keys else "Comfy-Org's layout"
+    elif "cond_type_embed.weight" in keys or (_has_glyphs_of_diffusers(keys) and not _is_image_patch(keys)):
+        layout = "diffusers' layout"
+    else:
         return None
     channels = keys.size("img_in.proj.weight", 1) or keys.size("x_embedder.proj.weight", 1)
-    details = []
+    details = [layout]
     if channels == 98:
-        details.append("super-resolution, distilled")
+        details.insert(0, "super-resolution, distilled")
     elif keys.has("time_r_in.mlp.0.weight", "time_r_in.in_layer.weight"):
-        details.append("step-distilled")
-    if is_one:
-        details.append("official layout" if "double_blocks.0.img_attn_q.weight" in keys else "Comfy-Org's layout")
-    else:
-        details.append("diffusers' layout")
+        details.insert(0, "step-distilled")
     return Kind(f"a HunyuanVideo 1.5 transformer ({', '.join(details)}), another model family", NATIVE_MODEL)
 
 
-def _hunyuan_image(keys: Endings) -> Kind | None:
+def _has_glyphs_of_diffusers(keys: Endings) -> bool:
+    return "context_embedder_2.linear_1.weight" in keys
+
+
+def _is_image_patch(keys: Endings) -> bool:
+    """Whether the patch embedding is that of HunyuanImage 2.1: of two axes, or of its width."""
     patch = keys.shape("img_in.proj.weight") or keys.shape("x_embedder.proj.weight")
+    return len(patch) == 4 or (bool(patch) and patch[0] == HUNYUAN_IMAGE_WIDTH)
+
+
+def _hunyuan_image(keys: Endings) -> Kind | None:
+    patch = keys.shape("img_in.proj.weight")
     if not keys.has(*REFINER_MARKS):
         return None
     if len(patch) == 5 and patch[1] == 128 and "vector_in.in_layer.weight" not in keys:
         return Kind("a HunyuanImage 2.1 refiner, another model family", NATIVE_MODEL)
-    if len(patch) == 4 or (patch and patch[0] == 3584) or "byt5_in.fc1.weight" in keys:
+    if _is_image_patch(keys) or "byt5_in.fc1.weight" in keys or _has_glyphs_of_diffusers(keys):
         return Kind("a HunyuanImage 2.1 transformer, another model family", NATIVE_MODEL)
     return None
 

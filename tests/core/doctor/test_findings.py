@@ -394,3 +394,13 @@ def test_a_pickle_is_described_without_its_weights(tmp_path, monkeypatch):
 def test_a_pickle_that_would_run_code_is_a_finding(tmp_path):
     torch.save({"module": pathlib.PurePosixPath("x")}, tmp_path / "m.pt")
     assert "holds more than tensors" in inspect(tmp_path / "m.pt").problem
+
+
+def test_a_language_model_of_another_vocabulary_is_told_apart(write, manifest):
+    table = manifest("llama3_8b_text.LlamaModel")
+    mistral = inspect(write("m.safetensors", table | {"embed_tokens.weight": ([32000, 4096], "float16")}))
+    assert "Llama-3 8B" not in mistral.variant
+    assert "its vocabulary is not Llama-3's (128256 to 128320 rows)" in mistral.notes[0]
+    without_llava = inspect(write("m.safetensors", table | {"embed_tokens.weight": ([128256, 4096], "float16")}))
+    assert "Llama-3 8B" in without_llava.variant
+    assert without_llava.notes == ()

@@ -33,6 +33,14 @@ KINDS: dict[str, tuple[dict[str, list[int]], str]] = {
         {REFINER: [8, 8], "img_in.proj.weight": [3072, 64, 1, 1, 1], "byt5_in.fc1.weight": [8, 1472]},
         "HunyuanImage 2.1",
     ),
+    "HunyuanImage in diffusers' layout": (
+        {
+            DIFFUSERS_REFINER: [3584, 3584],
+            "context_embedder_2.linear_1.weight": [2048, 1472],
+            "x_embedder.proj.weight": [3584, 64, 1, 1],
+        },
+        "a HunyuanImage 2.1 transformer",
+    ),
     "HunyuanImage refiner": (
         {REFINER: [8, 8], "img_in.proj.weight": [3328, 128, 1, 1, 1]},
         "a HunyuanImage 2.1 refiner",
