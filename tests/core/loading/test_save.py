@@ -17,11 +17,13 @@ from hyvideo_nodes.hyvideo_core.loading import (
     open_checkpoint,
 )
 from hyvideo_nodes.hyvideo_core.loading import safetensors_writer as writer_module
-from hyvideo_nodes.hyvideo_core.loading.key_maps import TRANSFORMER_DIALECTS, VAE_DIALECTS
+from hyvideo_nodes.hyvideo_core.loading.key_maps import OFFICIAL, TRANSFORMER_DIALECTS, VAE_DIALECTS
 from hyvideo_nodes.hyvideo_core.loading.save import DIALECTS, save_as
-from hyvideo_nodes.hyvideo_core.quantization import Fp8Linear
+from hyvideo_nodes.hyvideo_core.quantization import StoredLinear
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+
+from .writers import CONTAINERS, PRECISIONS, Stored, in_dialect
 
 NAMES = {"official": "official", "comfy": "ComfyUI", "diffusers": "diffusers"}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -43,8 +45,9 @@ def weights(path, dtype=torch.float32):
     detected = detect_transformer(open_checkpoint(path))
     check_complete(detected)
     model = build_transformer(detected, dtype=dtype)
-    small = {name: layer for name, layer in model.named_modules() if isinstance(layer, Fp8Linear)}
-    state = {key: value for key, value in model.state_dict().items() if key.rpartition(".")[0] not in small}
+    small = {name: layer for name, layer in model.named_modules() if isinstance(layer, StoredLinear)}
+    inner = tuple(f"{name}." for name in small)
+    state = {key: value for key, value in model.state_dict().items() if not key.startswith(inner)}
     biases = {f"{name}.bias": layer.bias for name, layer in small.items()}
     return state | biases | {f"{name}.weight": layer.dequantized() for name, layer in small.items()}
 
@@ -122,6 +125,32 @@ def test_fp8_weights_keep_their_bits_and_scales(transformer, golden_dir, tmp_pat
         path = tmp_path / f"{precision}.safetensors"
         save_as(tmp_path / "source.safetensors", path, dialect="comfy", precision=precision)
         assert_equal(weights(path, dtype), weights(tmp_path / "source.safetensors", dtype))
+
+
+@pytest.mark.parametrize(
+    ("container", "precision"),
+    [
+        ("gguf", "Q8_0"),
+        ("gguf", "BF16 matrices"),
+        ("diffusers folder", "bf16"),
+        ("pickle, module", "scaled_fp8"),
+        ("shards", "comfy_quant nvfp4"),
+    ],
+)
+def test_every_container_can_be_saved_anew(container, precision, transformer, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    if container.startswith("pickle") and torch.__version__ < "2.6":
+        pytest.skip("pickles are only opened on PyTorch 2.6 or newer")
+    encoded = PRECISIONS[precision].encode(in_dialect(load_file(transformer), OFFICIAL))
+    path = CONTAINERS[container](Stored(encoded, dict(open_checkpoint(transformer).config)), source)
+    before = weights(path)
+    save_as(path, tmp_path / "wide.safetensors", dialect="diffusers", precision="fp32")
+    assert_equal(weights(tmp_path / "wide.safetensors"), before)
+    save_as(path, tmp_path / "small.safetensors", dialect="comfy", precision="fp8_scaled")
+    after = weights(tmp_path / "small.safetensors")
+    assert all((after[key] - before[key]).norm() <= 0.04 * before[key].norm() for key in before)
+    assert open_checkpoint(tmp_path / "small.safetensors").config == open_checkpoint(path).config
 
 
 @pytest.mark.parametrize("dtype", [E4M3, torch.float8_e5m2])
