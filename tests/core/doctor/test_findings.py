@@ -404,3 +404,23 @@ def test_a_language_model_of_another_vocabulary_is_told_apart(write, manifest):
     without_llava = inspect(write("m.safetensors", table | {"embed_tokens.weight": ([128256, 4096], "float16")}))
     assert "Llama-3 8B" in without_llava.variant
     assert without_llava.notes == ()
+
+
+def test_nvfp4_is_counted_in_weights_and_not_in_bytes(t2v, write):
+    """Two weights to a byte, and a scale for each sixteen."""
+    table, layers, small = dict(t2v), {}, 0
+    for name, (shape, _) in t2v.items():
+        if "_blocks." in name and name.endswith(".weight") and len(shape) == 2:
+            rows, columns = shape
+            layer = name.removesuffix(".weight")
+            layers[layer] = {"format": "nvfp4"}
+            table[name] = ([rows, columns // 2], "uint8")
+            table[f"{layer}.weight_scale"] = ([rows, columns // 16], "float8_e4m3fn")
+            table[f"{layer}.weight_scale_2"] = ([], "float32")
+            small += rows * columns
+    findings = inspect(write("m.safetensors", table, {"_quantization_metadata": json.dumps({"layers": layers})}))
+    assert findings.problem is None
+    assert findings.precision.startswith("ComfyUI quantized: 320 layers nvfp4; nvfp4 97%")
+    assert findings.stored == {"nvfp4": small, "bf16": NUM_13B - small}
+    assert findings.num_parameters == NUM_13B
+    assert findings.memory["as stored"] == small // 2 + small // 16 + 4 * 320 + 2 * (NUM_13B - small)
