@@ -50,9 +50,11 @@ class Nvfp4Linear(StoredLinear):
 @lru_cache(maxsize=8)
 def byte_values(dtype: torch.dtype, device: torch.device) -> Tensor:
     """[256, 2]: the two numbers that a byte stands for, the upper half's first."""
-    values = torch.tensor([*_MAGNITUDES, *(-value for value in _MAGNITUDES)], dtype=dtype, device=device)
-    codes = torch.arange(256, device=device)
-    return torch.stack((values[codes // 16], values[codes % 16]), dim=-1)
+    # it outlives the call, which may be one in inference mode
+    with torch.inference_mode(False):
+        values = torch.tensor([*_MAGNITUDES, *(-value for value in _MAGNITUDES)], dtype=dtype, device=device)
+        codes = torch.arange(256, device=device)
+        return torch.stack((values[codes // 16], values[codes % 16]), dim=-1)
 
 
 def packed_order(block_scales: Tensor, rows: int, columns: int) -> Tensor:

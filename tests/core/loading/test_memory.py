@@ -57,6 +57,25 @@ print(json.dumps({
 }))
 """
 
+SAVING = """
+import json, sys
+from pathlib import Path
+import torch
+from hyvideo_nodes.hyvideo_core.loading import save_as
+
+torch.set_num_threads(1)
+
+def kilobytes(key):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key + ":"))
+
+source, small, target, precision = sys.argv[1:]
+save_as(Path(small), Path(target), dialect="diffusers", precision=precision)
+Path("/proc/self/clear_refs").write_text("5")
+before = kilobytes("VmRSS")
+save_as(Path(source), Path(target), dialect="diffusers", precision=precision, overwrite=True)
+print(json.dumps({"peak": (kilobytes("VmHWM") - before) * 1024}))
+"""
+
 
 def config(width: int) -> TransformerConfig:
     return TransformerConfig(
@@ -89,7 +108,12 @@ def files(tmp_path_factory) -> dict[str, Path]:
 
 
 def measure(files, name, dtype, make_fp8=False) -> dict[str, float]:
-    command = [sys.executable, "-c", CHILD, files[name], dtype, str(make_fp8), files["small.safetensors"]]
+    return run(CHILD, files[name], dtype, make_fp8, files["small.safetensors"])
+
+
+def run(script, *arguments) -> dict[str, float]:
+    """What a script prints that measures itself in a process of its own."""
+    command = [sys.executable, "-c", script, *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "alias"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -112,6 +136,15 @@ def test_a_safetensors_file_needs_its_model_and_one_layer_more(files, dtype, mak
 def test_a_pickle_needs_its_model_and_one_mapping_more(files):
     found = measure(files, "large.pt", "float32")
     assert found["peak"] <= found["model"] + 512 * MIB
+
+
+@needs_proc
+@pytest.mark.parametrize("precision", ["fp32", "fp8_scaled"])
+def test_saving_anew_takes_the_memory_of_a_layer(files, precision, tmp_path):
+    target = tmp_path / "new.safetensors"
+    found = run(SAVING, files["large.safetensors"], files["small.safetensors"], target, precision)
+    assert found["peak"] <= LIMIT_BYTES
+    assert target.stat().st_size > {"fp32": 580, "fp8_scaled": 145}[precision] * MIB
 
 
 @needs_proc
