@@ -211,16 +211,16 @@ class OfficialFp8(StoredFp8):
                 f"{checkpoint.name} holds scaled fp8 weights, and their scales are not beside it; put {path.name} "
                 "from the same release into its folder, or use the bf16 file"
             )
-        scales = _read_map(path)
-        layers = {name.removeprefix(view.prefix).removesuffix(".weight") for name in weights}
-        fits = layers == scales.keys()
-        if needed and not fits:
-            raise WrongModelError(
-                f"{path.name} has scales for {len(scales)} layers, {checkpoint.name} has {len(layers)} in fp8 "
-                f"({len(layers & scales.keys())} of the same name); use both files of one release"
-            )
-        if needed or (fits and isinstance(checkpoint, PickleFile)):
-            return cls(view, scales)
+        if needed or isinstance(checkpoint, PickleFile):
+            scales = _read_map(path)
+            layers = {name.removeprefix(view.prefix).removesuffix(".weight") for name in weights}
+            if layers == scales.keys():
+                return cls(view, scales)
+            if needed:
+                raise WrongModelError(
+                    f"{path.name} has scales for {len(scales)} layers, {checkpoint.name} has {len(layers)} in fp8 "
+                    f"({len(layers & scales.keys())} of the same name); use both files of one release"
+                )
         logger.info("%s is not used: the fp8 weights of %s are not scaled", path.name, checkpoint.name)
         return None
 

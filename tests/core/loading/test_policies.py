@@ -142,7 +142,6 @@ def test_official_scales_come_from_the_map_beside_the_file(name, as_number, sour
     assert_weights(model, expected, source.weights)
 
 
-@needs_pickles
 def test_official_weights_in_bfloat16_equal_the_reference(golden_dir):
     case = load_file(golden_dir / "fp8_linear.safetensors")
     layer = "double_blocks.0.img_attn_qkv"
@@ -187,6 +186,22 @@ def test_cast_weights_under_the_name_of_the_scaled_file_never_take_its_scales(so
     cast = {f"{layer}.weight": source.weights[f"{layer}.weight"].to(E4M3) for layer in source.layers}
     model = build(write(source.with_layers(cast), name="mp_rank_00_model_states_fp8.safetensors"))
     assert_weights(model, {layer: cast[f"{layer}.weight"].float() for layer in source.layers}, source.weights)
+
+
+def test_a_map_that_is_not_needed_is_not_even_opened(source, write, tmp_path):
+    (tmp_path / "m_map.pt").write_bytes(b"damaged")
+    cast = {f"{layer}.weight": source.weights[f"{layer}.weight"].to(E4M3) for layer in source.layers}
+    assert "without scales" in detect_transformer(open_checkpoint(write(source.with_layers(cast)))).policy.label
+
+
+@needs_pickles
+def test_cast_weights_in_a_pickle_ignore_a_map_of_something_else(source, tmp_path):
+    cast = {f"{layer}.weight": source.weights[f"{layer}.weight"].to(E4M3) for layer in source.layers}
+    tensors = {"module": source.with_layers(cast), "config": json.loads(source.metadata["config"])}
+    torch.save(tensors, tmp_path / "m.pt")
+    torch.save({"another.layer": torch.ones(1)}, tmp_path / "m_map.pt")
+    expected = {layer: cast[f"{layer}.weight"].float() for layer in source.layers}
+    assert_weights(build(tmp_path / "m.pt"), expected, source.weights)
 
 
 def test_scaled_weights_without_scales_are_told_from_their_numbers(source, write):
