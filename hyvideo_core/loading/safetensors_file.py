@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, CorruptFileError
 from .checkpoint import Checkpoint, ReadTensor, TensorInfo, parse_config
-from .mapping import MappedFile, mapped
+from .mapping import mapped
 
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 MAX_HEADER_BYTES = 100_000_000
@@ -41,7 +41,7 @@ class SafetensorsFile(Checkpoint):
     """One .safetensors file, memory-mapped.
 
     Attributes:
-        places: by name, where in the file a tensor's bytes begin, and what they are there.
+        places: by name, where in the file a tensor's bytes begin, and what they are there; read again if not given.
     """
 
     places: Mapping[str, tuple[int, TensorInfo]] = field(default_factory=dict, repr=False)
@@ -49,12 +49,14 @@ class SafetensorsFile(Checkpoint):
     @contextmanager
     def reading(self) -> Iterator[ReadTensor]:
         """See Checkpoint.reading."""
-        with mapped(self.path) as file:
-            yield lambda name: self._tensor(file, name)
+        places = self.places or open_safetensors(self.path).places
 
-    def _tensor(self, file: MappedFile, name: str) -> Tensor:
-        start, info = self.places[name]
-        return file.tensor(start, info.shape, info.dtype)
+        def read(name: str) -> Tensor:
+            start, info = places[name]
+            return file.tensor(start, info.shape, info.dtype)
+
+        with mapped(self.path) as file:
+            yield read
 
 
 def open_safetensors(path: Path) -> SafetensorsFile:
