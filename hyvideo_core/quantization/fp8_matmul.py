@@ -65,16 +65,19 @@ def scaled_product(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor
     x_scale = (flat.abs().amax().float() / E4M3_MAX).clamp(min=TINY)
     small = (flat / x_scale).to(torch.float8_e4m3fn)
     is_by_row = scale is not None and scale.numel() > 1
+    # kernels take no bias with results of 32 bits
+    takes_bias = not is_by_row and x.dtype != torch.float32
     common = torch.ones((), device=x.device) if scale is None else scale.mean()
     product = torch._scaled_mm(
         small,
         weight.t(),
         scale_a=x_scale,
         scale_b=common,
-        bias=None if is_by_row else bias,
+        bias=bias if takes_bias else None,
         out_dtype=x.dtype,
     )
     if scale is not None and is_by_row:
         product = product.mul_((scale / common).reshape(-1))
-        product = product if bias is None else product.add_(bias)
+    if bias is not None and not takes_bias:
+        product = product.add_(bias)
     return product.reshape(*x.shape[:-1], -1)
