@@ -20,6 +20,7 @@ from torch import Tensor
 from ..errors import CheckpointError, CorruptFileError
 from ..quantization.gguf_blocks import FORMATS
 from .checkpoint import Checkpoint, ReadTensor, TensorInfo, parse_config
+from .first_bytes import GGUF, what_it_is
 from .gguf_header import GgufHeader, StoredTensor, Value, parse_gguf_header
 from .mapping import MappedFile, mapped
 
@@ -98,8 +99,8 @@ def open_gguf(path: Path) -> GgufFile:
         CheckpointError: a storage type that is not read, or the gguf package is not installed.
     """
     size = path.stat().st_size
-    if not size:
-        raise CorruptFileError(f"{path.name} is empty; download it again")
+    if what := what_it_is(path, GGUF):
+        raise CorruptFileError(f"{path.name} is not a GGUF file: {what}")
     with (
         path.open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import CorruptFileError, UntrustedFileError
 from .checkpoint import Checkpoint, ReadTensor, TensorInfo, parse_config
+from .first_bytes import PICKLE, what_it_is
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 WRAPPER_KEYS = ("module", "state_dict", "model", "ema", "params_ema", "params")
@@ -101,11 +102,19 @@ def load_pickle(path: Path, device: str) -> Any:
         # files from before PyTorch 1.6 are no zip archives and cannot be mapped
         return torch.load(path, map_location=device, weights_only=True, mmap=is_zipfile(path))
     except UnpicklingError as error:
+        _refuse_foreign(path, error)
         raise UntrustedFileError(
             f"{path.name} holds more than tensors and was not opened; use a .safetensors file"
         ) from error
     except DAMAGES as error:
+        _refuse_foreign(path, error)
         raise CorruptFileError(f"{path.name} is not a readable PyTorch file; download it again") from error
+
+
+def _refuse_foreign(path: Path, error: Exception) -> None:
+    """Names a file that is no pickle at all."""
+    if what := what_it_is(path, PICKLE):
+        raise CorruptFileError(f"{path.name} is not a PyTorch file: {what}") from error
 
 
 def _unwrap(content: Any, name: str) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
@@ -117,8 +126,14 @@ def _unwrap(content: Any, name: str) -> tuple[dict[str, Tensor], Mapping[str, An
         given = content.get("config")
         if isinstance(given, dict | str):
             config = given if isinstance(given, dict) else parse_config(given, name)
-        inner = next((content[key] for key in WRAPPER_KEYS if isinstance(content.get(key), dict)), None)
+        inner = next((table for key in WRAPPER_KEYS if isinstance(table := content.get(key), dict) and table), None)
         if inner is None:
-            return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}, config
+            weights = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+            if weights:
+                return weights, config
+            break
         content = inner
-    raise CorruptFileError(f"{name} holds no table of tensors; use the model's weights file")
+    raise CorruptFileError(
+        f"{name} holds no table of tensors, neither by itself nor as its {', '.join(WRAPPER_KEYS)}; "
+        "use the model's weights file"
+    )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, CorruptFileError
 from .checkpoint import Checkpoint, ReadTensor, TensorInfo, parse_config
+from .first_bytes import SAFETENSORS, what_it_is
 from .mapping import mapped
 
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
@@ -87,7 +88,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else MAX_HEADER_BYTES + 1
         if length > MAX_HEADER_BYTES:
-            raise CorruptFileError(f"{path.name} is not a safetensors file: {_what_it_is(path)}")
+            raise _no_header(path)
         if length > size - 8:
             raise CorruptFileError(
                 f"{path.name} is truncated: {size} bytes, its header alone has {length}; download it again"
@@ -98,26 +99,15 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
             # names with halves of a surrogate pair could not even be printed
             json.dumps(header, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
-            raise CorruptFileError(f"{path.name} is not a safetensors file: {_what_it_is(path)}") from error
+            raise _no_header(path) from error
     if not isinstance(header, dict):
-        raise CorruptFileError(f"{path.name} is not a safetensors file: {_what_it_is(path)}")
+        raise _no_header(path)
     return header, size - 8 - length
 
 
-def _what_it_is(path: Path) -> str:
-    with path.open("rb") as file:
-        start = file.read(64)
-    if start.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer; run 'git lfs pull' or download the file itself"
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        return "it is a web page, saved in place of the file; download the file itself"
-    if start.startswith((b"PK\x03\x04", b"\x80\x02")):
-        return "it is a PyTorch pickle; rename it to .pt"
-    if start.startswith(b"GGUF"):
-        return "it is a GGUF file; rename it to .gguf"
-    if not start:
-        return "it is empty; download it again"
-    return "its first bytes are not a header; download it again"
+def _no_header(path: Path) -> CorruptFileError:
+    what = what_it_is(path, SAFETENSORS) or "its first bytes are not a header; download it again"
+    return CorruptFileError(f"{path.name} is not a safetensors file: {what}")
 
 
 def _tensor_entry(path: Path, name: str, entry: Any) -> tuple[TensorInfo, tuple[int, int]]:

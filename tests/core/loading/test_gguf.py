@@ -337,7 +337,8 @@ def test_formats_that_are_not_read_are_named(block, tmp_path):
     ("content", "words"),
     [
         (b"", "is empty"),
-        (b"PK\x03\x04 a pickle", "does not begin with GGUF"),
+        (b"PK\x03\x04 a pickle", "it is a PyTorch pickle; rename it to .pt"),
+        (b"neither", "does not begin with GGUF"),
         (b"GGUF", "is damaged"),
         (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "is of GGUF version 1, which is not read"),
         (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "big-endian machines, which is not read"),
