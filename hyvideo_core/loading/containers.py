@@ -147,6 +147,8 @@ def _weight_map(index: Path) -> Mapping[str, str]:
         raise CorruptFileError(f"{index.name} is not a list of shards; download the folder again") from error
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) and file for file in weight_map.values()):
         raise CorruptFileError(f"{index.name} is not a list of shards; download the folder again")
+    if not weight_map:
+        raise CorruptFileError(f"{index.name} lists no shards; download the folder again")
     return weight_map
 
 
@@ -174,6 +176,6 @@ def _read_text(path: Path) -> str:
     if (size := path.stat().st_size) > MAX_JSON_BYTES:
         raise CorruptFileError(f"{path.name} has {size} bytes, far more than such a list needs; download it again")
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # some editors on Windows put a mark before the text
     except UnicodeDecodeError as error:
         raise CorruptFileError(f"{path.name} is not text; download it again") from error

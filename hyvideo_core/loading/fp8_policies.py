@@ -255,12 +255,18 @@ def joined_scales(view: KeyView, key: str, rows: Sequence[int], scales: Sequence
         rows: of each part.
     Raises:
         WrongModelError: a scale that is neither one number nor one for each row.
+        CorruptFileError: a scale that is NaN or infinite.
     """
     for num_rows, scale in zip(rows, scales, strict=True):
         if scale.numel() not in (1, num_rows):
             raise WrongModelError(
                 f"{view.checkpoint.name}: the scale of {key} has the shape {list(scale.shape)}, expected one number or "
                 f"{num_rows}; the file is damaged or of a format that this pack does not know"
+            )
+        if not scale.is_meta and not scale.float().isfinite().all():
+            raise CorruptFileError(
+                f"{view.checkpoint.name}: the scale of {key} holds NaN or infinity; it, or the file that holds its "
+                "scales, is damaged: download it again"
             )
     if len(scales) == 1 and scales[0].numel() == 1:
         return scales[0].float().reshape(1)

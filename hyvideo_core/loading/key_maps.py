@@ -209,7 +209,7 @@ class KeyView:
         if missing:
             raise WrongModelError(
                 f"{self.checkpoint.name} lacks {missing[0]}, which every such model has; "
-                "it is incomplete, download it again"
+                "it is incomplete: download it again, or choose the folder if it is one of several parts"
             )
         infos = [self.checkpoint.tensors[name] for name in self.names(key)]
         if len({info.shape[1:] for info in infos}) > 1 or not all(info.shape for info in infos):

@@ -82,6 +82,30 @@ def test_a_pickle_of_something_else_is_named(tmp_path):
         open_checkpoint(path)
 
 
+@needs_pickles
+@pytest.mark.parametrize("content", [{}, {"step": 3}, {"weights": {"a": torch.zeros(2)}}, {"model": {}}])
+def test_a_pickle_without_tensors_where_they_belong_is_named(content, tmp_path):
+    torch.save(content, tmp_path / "m.pt")
+    with pytest.raises(CorruptFileError, match=r"m\.pt holds no table of tensors, .* module, state_dict, model, ema"):
+        open_checkpoint(tmp_path / "m.pt")
+
+
+@needs_pickles
+def test_an_empty_wrapper_hides_no_other(weights, tmp_path):
+    torch.save({"module": {}, "state_dict": None, "model": torch.zeros(3), "ema": weights}, tmp_path / "m.pt")
+    assert open_checkpoint(tmp_path / "m.pt").tensors.keys() == weights.keys()
+
+
+def test_an_index_may_begin_with_a_byte_order_mark_and_may_not_be_empty(weights, tmp_path):
+    save_file(weights, tmp_path / "m.safetensors")
+    index = tmp_path / "m.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(weights, "m.safetensors")}), encoding="utf-8-sig")
+    assert open_checkpoint(index).tensors.keys() == weights.keys()
+    index.write_text(json.dumps({"weight_map": {}}))
+    with pytest.raises(CorruptFileError, match="lists no shards"):
+        open_checkpoint(index)
+
+
 @pytest.mark.parametrize(
     "header",
     [

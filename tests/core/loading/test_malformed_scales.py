@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hyvideo_nodes.hyvideo_core.config import tiny
-from hyvideo_nodes.hyvideo_core.errors import CheckpointError, HyVideoError, WrongModelError
+from hyvideo_nodes.hyvideo_core.errors import CheckpointError, CorruptFileError, HyVideoError, WrongModelError
 from hyvideo_nodes.hyvideo_core.loading import build_transformer, check_complete, detect_transformer, open_checkpoint
 from hyvideo_nodes.hyvideo_core.model import Transformer
 from safetensors.torch import save_file
@@ -100,4 +100,14 @@ def test_whole_numbers_in_place_of_weights_are_refused(own, dtype, sound, tmp_pa
 def test_marks_as_long_as_weights_are_not_read(sound, tmp_path):
     tensors = {**sound["fp32"], f"{LAYER}.comfy_quant": torch.zeros(100_000, dtype=torch.uint8)}
     with pytest.raises(CheckpointError, match=r"comfy_quant is not JSON: \[100000\] of uint8"):
+        load(tensors, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["scaled_fp8", "comfy_quant e4m3fn"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_scales_that_are_not_finite_are_refused(number, kind, sound, tmp_path):
+    tensors = dict(sound[kind])
+    scale = next(f"{LAYER}.{own}" for own in OWN if "scale" in own and f"{LAYER}.{own}" in tensors)
+    tensors[scale] = torch.full_like(tensors[scale], number)
+    with pytest.raises(CorruptFileError, match=rf"m\.safetensors: the scale of {LAYER}\.weight holds NaN or infinity"):
         load(tensors, tmp_path)
