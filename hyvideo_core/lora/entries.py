@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..config import TransformerConfig
-from ..errors import CorruptFileError
+from ..errors import CorruptFileError, WrongModelError
 from ..loading.checkpoint import Checkpoint
 from .read_parts import read_change
 from .rules import ScaleRules
@@ -16,6 +16,7 @@ from .targets import Target
 
 PATCH_LAYER = "img_in.proj"
 _NORM_PARTS = {"diff", "diff_b", "set_weight"}
+_WHOLE_PARTS = {"alpha", "reshape_weight"}  # parts that may be whole numbers
 _META = torch.device("meta")
 
 
@@ -70,12 +71,14 @@ def read_entry(checkpoint: Checkpoint, base: str, parts: Mapping[str, str], targ
         parts: tensor names by part.
     Raises:
         CorruptFileError: parts are missing, contradict each other, or are none that the layer has.
+        WrongModelError: parts are stored as whole numbers.
     """
     layer = target.layer
     if layer.is_norm and not set(parts) <= _NORM_PARTS:
         raise CorruptFileError(f"{checkpoint.name}: {base} has factors for a norm, which has no matrix; save it anew")
     if "diff_b" in parts and not layer.has_bias:
         raise CorruptFileError(f"{checkpoint.name}: {base} changes a bias that {layer.name} lacks; save it anew")
+    _check_floats(checkpoint, base, parts)
     tensors = {}
     try:
         for part, name in parts.items():
@@ -89,3 +92,14 @@ def read_entry(checkpoint: Checkpoint, base: str, parts: Mapping[str, str], targ
         raise CorruptFileError(f"{checkpoint.name}: {error}") from error
     shape = change.shape or (change.num_outputs, layer.shape[1])
     return Entry(base, target, parts, shape, None if change.factor is None else change.factor.rank)
+
+
+def _check_floats(checkpoint: Checkpoint, base: str, parts: Mapping[str, str]) -> None:
+    """Whole numbers in place of factors are a quantization; read as they are, they would be noise."""
+    for part, name in parts.items():
+        info = checkpoint.tensors[name]
+        if part not in _WHOLE_PARTS and (info.block is not None or not info.dtype.is_floating_point):
+            kind = info.block or str(info.dtype).removeprefix("torch.")
+            raise WrongModelError(
+                f"{checkpoint.name}: the {part} of {base} is stored as {kind}, which is not read; use a bf16 file"
+            )

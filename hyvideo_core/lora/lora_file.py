@@ -161,7 +161,7 @@ def load_lora(lora: LoraFile, *, dtype: torch.dtype, device: torch.device | None
     changes = {}
     with torch.inference_mode(False), lora.checkpoint.reading() as read:
         for entry in lora.entries:
-            changes[entry.name] = _read(entry, read, lora.rules).cast(dtype, device)
+            changes[entry.name] = _read(lora, entry, read).cast(dtype, device)
     return LoraWeights(changes)
 
 
@@ -218,11 +218,16 @@ def layout_words(groups: GroupedNames, places: Mapping[str, list[Place]]) -> str
     return dialect_words(known.values()) if known else style_words(groups)
 
 
-def _read(entry: Entry, read: ReadTensor, rules: ScaleRules) -> Change:
+def _read(lora: LoraFile, entry: Entry, read: ReadTensor) -> Change:
     tensors = {part: read(name) for part, name in entry.parts.items() if part != "reshape_weight"}
-    change = read_change(entry.name, tensors, rules, is_swapped=entry.target.is_swapped)
+    try:
+        change = read_change(entry.name, tensors, lora.rules, is_swapped=entry.target.is_swapped)
+    except CorruptFileError as error:
+        raise CorruptFileError(f"{lora.checkpoint.name}: {error}") from error
     if not all(bool(tensor.isfinite().all()) for tensor in change.parameters()):
-        raise CorruptFileError(f"{entry.name} holds NaN or infinity; the LoRA is damaged, download it again")
+        raise CorruptFileError(
+            f"{lora.checkpoint.name}: {entry.name} holds NaN or infinity; the LoRA is damaged, download it again"
+        )
     return change
 
 

@@ -183,8 +183,18 @@ def test_numbers_that_are_not_finite_are_refused_when_factors_load(part, config,
     tensors = pair(BASE) | {f"{BASE}.alpha": torch.tensor(1.0)}
     tensors[f"{BASE}.{part}"] = torch.full_like(tensors[f"{BASE}.{part}"], float("nan"))
     lora = open_lora(write(tensors), config)
-    with pytest.raises(CorruptFileError, match=r"is nan|holds NaN or infinity"):
+    with pytest.raises(CorruptFileError, match=rf"lora\.safetensors: {BASE}.*(is nan|holds NaN or infinity)"):
         load_lora(lora, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64])
+def test_whole_numbers_in_place_of_factors_are_refused(dtype, config, write):
+    tensors = pair(BASE) | {f"{BASE}.alpha": torch.tensor(2, dtype=torch.int64)}
+    open_lora(write(tensors), config)
+    tensors[f"{BASE}.lora_down.weight"] = torch.ones(2, 64, dtype=dtype)
+    words = f"the down of {BASE} is stored as {str(dtype).removeprefix('torch.')}, which is not read"
+    with pytest.raises(WrongModelError, match=words):
+        open_lora(write(tensors), config)
 
 
 PARTS = ["lora_down.weight", "lora_up.weight", "lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_mid.weight"]
