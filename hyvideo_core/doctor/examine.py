@@ -88,4 +88,6 @@ def _lora(checkpoint: Checkpoint, found: Findings, model: Path | DetectedTransfo
     whose = f"a LoRA for {kind.family}" if kind.family else found.kind
     # a LoRA that was compared with nobody's model in particular may still fit the one that it was made for
     problem = kind.refusal if model else None
-    return replace(found, kind=whose, dialect=kind.dialect, lora=lora, problem=problem, needs=lora_needs())
+    described = replace(found, kind=whose, dialect=kind.dialect, lora=lora, problem=problem, needs=lora_needs())
+    is_foreign = kind.family is not None and kind.refusal is not None
+    return replace(described, opened_by=None, needs=()) if is_foreign else described

@@ -162,7 +162,7 @@ class Findings:
             ("fits", f"{lora.matched} of {lora.expected} layers are in {lora.model}"),
             ("strays", lora.strays and f"{len(lora.strays)} tensors without a place: {listed(lora.strays)}"),
             ("not applied", lora.text_encoder and f"{lora.text_encoder} tensors for text encoders"),
-            ("refused", lora.refusal),
+            ("refused", None if lora.refusal == self.problem else lora.refusal),
         ]
 
 

@@ -40,7 +40,7 @@ SCALES_UNKNOWN = (
 def file_findings(checkpoint: Checkpoint) -> Findings:
     """What can be said of every file."""
     kind = recognise(checkpoint)
-    storage = measure(checkpoint, has_fp8=kind.part != "vae")
+    storage = measure(checkpoint, has_fp8=kind.part not in ("vae", "lora"))
     return Findings(
         file=checkpoint.name,
         kind=kind.words,

@@ -32,7 +32,8 @@ def add_command(commands: Any) -> None:
 def _inspect(options: argparse.Namespace) -> int:
     code = 0
     for index, path in enumerate(options.files):
-        findings = inspect(path, options.model)
+        # a folder given as . has no name of its own
+        findings = inspect(path.absolute(), options.model)
         if options.json:
             # as it was typed: two folders may hold files of one name
             print(json.dumps({"path": str(path), **findings.to_json()}), flush=True)

@@ -92,6 +92,13 @@ def test_text_shows_no_folders(call, model, broken, tmp_path):
     assert "gone.safetensors does not exist" in out
 
 
+def test_a_folder_given_as_a_dot_has_its_name(call, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out = call(".")
+    assert code == 0
+    assert out.startswith(f"{tmp_path.name}\n  what it is    a HunyuanVideo transformer")
+
+
 def test_another_model_is_no_failure(call, tmp_path):
     save_file({"double_blocks.0.img_attn.qkv.weight": torch.zeros(3, 1)}, tmp_path / "flux.safetensors")
     code, out = call(tmp_path / "flux.safetensors")

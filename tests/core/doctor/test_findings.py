@@ -295,6 +295,19 @@ def test_a_lora_is_measured_against_the_published_model(write):
     assert "20 of 20 layers are in the published 13B model" in str(findings)
 
 
+def test_a_lora_for_another_model_is_opened_by_no_node(write):
+    wan = {
+        f"diffusion_model.blocks.{index}.self_attn.q.lora_{side}.weight": (shape, "bfloat16")
+        for index in range(4)
+        for side, shape in (("A", [16, 5120]), ("B", [5120, 16]))
+    }
+    findings = inspect(write("wan.safetensors", wan))
+    assert findings.kind == "a LoRA for Wan"
+    assert (findings.opened_by, findings.folder, findings.needs) == (None, "models/loras", ())
+    assert "no node of this pack; such files belong in models/loras" in str(findings)
+    assert "as fp8" not in findings.memory
+
+
 def test_strays_of_a_lora_are_counted_and_named(write):
     strange = {
         "transformer.nothing.lora_A.weight": ([16, 8], "bfloat16"),
