@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,3 +75,29 @@ def test_both_choices_must_be_made(missing, model, tmp_path, capsys):
         save(model, tmp_path / "out.safetensors", *next(iter(choices.items())))
     assert ended.value.code == 2
     assert missing in capsys.readouterr().err
+
+
+PACK = Path(__file__).resolve().parents[2]
+SLOW = f"""
+import runpy, sys, time
+sys.path.insert(0, {str(PACK / "alias")!r})
+from hyvideo_nodes.hyvideo_core.loading.safetensors_writer import SafetensorsWriter
+SafetensorsWriter.write = lambda *_: time.sleep(60)
+runpy.run_path({str(PACK)!r}, run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without asking it")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_ended_from_outside_it_leaves_nothing_behind(name, model, tmp_path):
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    words = ["save-as", str(model), str(folder / "out.safetensors"), "--dialect", "comfy", "--precision", "bf16"]
+    with subprocess.Popen([sys.executable, "-c", SLOW, *words], stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 60
+        while not list(folder.iterdir()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(getattr(signal, name))
+        assert process.wait(30) == 130
+        assert process.stderr.read().splitlines()[-1] == b"Interrupted."
+    assert list(folder.iterdir()) == []
