@@ -44,7 +44,8 @@ _NAMES: tuple[tuple[str, str], ...] = (
 _DOUBLE = re.compile(r"(?:double_blocks|(?<!single_)transformer_blocks)[._](\d+)[._]")
 _SINGLE = re.compile(r"(?:single_blocks|single_transformer_blocks)[._](\d+)[._]")
 _SPLIT_QKV = re.compile(r"double_blocks[._]\d+[._](?:img|txt)_attn_[qkv]$")
-_WIDTHS = {2048: "HunyuanVideo 1.5", 3584: "HunyuanImage 2.1", 1536: "Stable Diffusion 3"}
+SPLIT_WIDTH = 2048
+_WIDTHS = {SPLIT_WIDTH: "HunyuanVideo 1.5", 3584: "HunyuanImage 2.1", 1536: "Stable Diffusion 3"}
 _FLUX_BLOCKS = (19, 38)
 
 
@@ -72,7 +73,8 @@ def foreign_family(checkpoint: Checkpoint, groups: GroupedNames) -> Family | Non
         if any(re.search(pattern, base) for base in groups.bases):
             return Family(words, is_certain=False)
     widths = _widths(checkpoint, groups)
-    if any(_SPLIT_QKV.search(base) for base in groups.bases):
+    # HunyuanVideo's own trainers may split them too, at its own width
+    if widths <= {SPLIT_WIDTH} and any(_SPLIT_QKV.search(base) for base in groups.bases):
         return Family("HunyuanVideo 1.5 (q, k and v stand apart)", is_certain=False)
     found = next((width for width in _WIDTHS if width in widths), None)
     if found is not None:

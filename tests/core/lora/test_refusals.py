@@ -99,6 +99,11 @@ def test_a_lora_of_hunyuanvideo_15_is_known_by_its_width_or_its_split_attention(
             open_lora(file, HYVIDEO_T2_CFGDISTILL)
 
 
+def test_split_attention_of_hunyuanvideos_own_width_is_its_own():
+    split = header(pairs([f"lora_unet_double_blocks_0_img_attn_{p}" for p in "qkv"]))
+    assert open_lora(split, HYVIDEO_T2_CFGDISTILL).family is None
+
+
 def flux_shapes(num_double: int, num_single: int) -> dict[str, tuple[int, ...]]:
     doubles = [f"lora_unet_double_blocks_{i}_img_attn_proj" for i in range(num_double)]
     return pairs(doubles) | pairs(
