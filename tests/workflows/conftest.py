@@ -12,7 +12,7 @@ import pytest
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 
-TINY_UPSCALER = "tiny_x2.safetensors"
+TINY_UPSCALER, TINY_LORA = "tiny_x2.safetensors", "tiny_lora.safetensors"
 REPLACED: dict[tuple[str, str], object] = {
     ("HYVLoadModel", "model"): "hyvideo_embedded_t2v.safetensors",
     ("HYVLoadTextEncoders", "llm"): "hyvideo_embedded_llama.safetensors",
@@ -23,6 +23,8 @@ REPLACED: dict[tuple[str, str], object] = {
     ("HYVEmptyLatent", "length"): 17,
     ("HYVSampler", "steps"): 4,
     ("UpscaleModelLoader", "model_name"): TINY_UPSCALER,
+    ("HYVLoadLora", "lora"): TINY_LORA,
+    ("HYVInspectFile", "file"): f"loras/{TINY_LORA}",
 }
 
 
@@ -69,3 +71,8 @@ def replacements() -> Callable[[dict[str, Any]], list[str]]:
 @pytest.fixture
 def tiny_upscaler() -> str:
     return TINY_UPSCALER
+
+
+@pytest.fixture
+def tiny_lora() -> str:
+    return TINY_LORA

@@ -37,6 +37,12 @@ def random_upscaler() -> dict[str, Tensor]:
     return weights
 
 
+def random_lora() -> dict[str, Tensor]:
+    """A LoRA for some layers of the embedded model."""
+    name, width = "diffusion_model.single_blocks.0.linear2", 128
+    return {f"{name}.lora_A.weight": torch.randn(2, 5 * width), f"{name}.lora_B.weight": torch.randn(width, 2) * 0.01}
+
+
 class CompactUpscaler(torch.nn.Module):
     """The network of such weights."""
 
@@ -86,12 +92,16 @@ def spandrel_or_reason() -> ModuleType | str:
 
 
 @pytest.fixture
-def models(tmp_path: Path, tiny_upscaler: str) -> Path:
-    """A model folder that holds the upscaler; everything else comes embedded."""
-    folder = tmp_path / "models" / "upscale_models"
-    folder.mkdir(parents=True)
-    save_file(random_upscaler(), folder / tiny_upscaler)
-    return folder.parent
+def models(tmp_path: Path, tiny_upscaler: str, tiny_lora: str) -> Path:
+    """A model folder that holds the upscaler and a LoRA; everything else comes embedded."""
+    folder = tmp_path / "models"
+    for kind, name, tensors in (
+        ("upscale_models", tiny_upscaler, random_upscaler()),
+        ("loras", tiny_lora, random_lora()),
+    ):
+        (folder / kind).mkdir(parents=True)
+        save_file(tensors, folder / kind / name)
+    return folder
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ FOLDERS = {
     "HYVLoadModel": {"model": "diffusion_models"},
     "HYVLoadTextEncoders": {"llm": "text_encoders", "clip": "text_encoders"},
     "HYVLoadVAE": {"vae": "vae"},
+    "HYVLoadLora": {"lora": "loras"},
     "UpscaleModelLoader": {"model_name": "upscale_models"},
 }
 
