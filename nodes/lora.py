@@ -85,11 +85,11 @@ class HYVLoadLora(io.ComfyNode):
         opened = open_lora(open_checkpoint(host.resolve("loras", lora)), model.detected.config)
         chosen = parse_blocks(blocks, model.detected.config)
         layers = [layer for layer in opened.layers if layer in chosen]
-        report = report_coverage(opened, layers, strength, mode)
-        host.show_text(report)
         if strength != 0 and layers:
             put_on = add_side_path if mode == SIDE_PATH else add_merged
             model = put_on(model, opened, strength, blocks)
+        report = report_coverage(opened, layers, strength, mode)
+        host.show_text(report)
         return io.NodeOutput(model, report, ui={"text": [report]})
 
 

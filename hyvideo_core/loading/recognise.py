@@ -127,11 +127,6 @@ def holds(checkpoint: Checkpoint, part: Part) -> bool:
     return kind is not None and kind.part == part
 
 
-def describe(checkpoint: Checkpoint) -> str:
-    """What the file holds, in a few words, for messages."""
-    return recognise(checkpoint).words
-
-
 def refusal(checkpoint: Checkpoint, expected: str) -> WrongModelError:
     """The error for a file that is something else than what a loader opens: what it is, and who opens it.
 
