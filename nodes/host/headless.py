@@ -268,11 +268,13 @@ def place(patcher: Patcher, memory_required: int = 0, beside: Sequence[Patcher] 
     """
     wanted = [patcher, *beside]
     _placed[:] = [ref for ref in _placed if ref() not in (None, *wanted)]
-    missing_bytes = sum(one.model_size() - one.loaded_size() for one in wanted)
+    own = [one for one in wanted if isinstance(one, ModulePatcher)]
+    if len(own) < len(wanted):
+        foreign = next(type(one).__name__ for one in wanted if not isinstance(one, ModulePatcher))
+        raise TypeError(f"expected a patcher of make_patcher, got {foreign}")
+    missing_bytes = sum(one.model_size() - one.loaded_size() for one in own)
     free_memory(missing_bytes + memory_required, patcher.load_device)
-    for one in wanted:
-        if not isinstance(one, ModulePatcher):
-            raise TypeError(f"expected a patcher of make_patcher, got {type(one).__name__}")
+    for one in own:
         _placed.append(weakref.ref(one))
         one.move(one.load_device)
     return patcher.load_device
