@@ -50,7 +50,7 @@ def read_rules(metadata: Mapping[str, str], path: Path) -> ScaleRules:
     """The rules that a file's metadata gives, or PEFT's settings beside it; those of plain LoRA where none does.
 
     Args:
-        path: the file; under PEFT's own name, its settings lie in the same folder.
+        path: the file, or the folder that holds it; under PEFT's own name, its settings lie in the same folder.
     """
     settings: dict[str, Any] = {**_beside(path), **metadata}
     for name in _SETTINGS:
@@ -75,8 +75,9 @@ def _ends_with(name: str, end: str) -> bool:
 
 def _beside(path: Path) -> dict[str, Any]:
     """What PEFT writes beside its weights; nothing for files of other names, whose neighbours are not their own."""
-    file = path.with_name(_PEFT_SETTINGS)
-    if path.stem != _PEFT_WEIGHTS or not file.is_file() or file.stat().st_size > _LARGEST_SETTINGS:
+    is_folder = path.is_dir()
+    file = path / _PEFT_SETTINGS if is_folder else path.with_name(_PEFT_SETTINGS)
+    if not (is_folder or path.stem == _PEFT_WEIGHTS) or not file.is_file() or file.stat().st_size > _LARGEST_SETTINGS:
         return {}
     return _json_object(file.read_text(encoding="utf-8", errors="replace"))
 

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from hyvideo_nodes.hyvideo_core.errors import CorruptFileError
+from hyvideo_nodes.hyvideo_core.loading import open_checkpoint
 from hyvideo_nodes.hyvideo_core.lora import Attached, load_lora, open_lora, with_loras, with_merged_loras
 from torch.nn.functional import linear
 
@@ -261,6 +262,16 @@ def test_pefts_settings_beside_its_weights_give_alpha(name, is_read, model, conf
     view = with_loras(model, [Attached(lora=lora, weights=load_lora(lora, dtype=torch.float32))])
     expected = plain.weight + (6 / math.sqrt(rank) if is_read else 1) * change
     torch.testing.assert_close(view.get_submodule(NAME).dequantized(), expected)
+
+
+def test_pefts_settings_in_a_folder_that_is_opened_as_one_give_alpha(model, config, write, tmp_path):
+    plain = model.get_submodule(NAME)
+    parts, change, rank = low_rank(*plain.weight.shape)
+    write({f"base_model.model.{NAME}.{part}": tensor for part, tensor in parts.items()}, "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 6, "r": rank}))
+    lora = open_lora(open_checkpoint(tmp_path), config)
+    view = with_loras(model, [Attached(lora=lora, weights=load_lora(lora, dtype=torch.float32))])
+    torch.testing.assert_close(view.get_submodule(NAME).dequantized(), plain.weight + 6 / rank * change)
 
 
 @pytest.mark.parametrize("text", ["[" * 50_000, "{", "[1]", '{"lora_alpha": "many"}', '{"lora_alpha": 1e999}'])
