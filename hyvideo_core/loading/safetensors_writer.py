@@ -24,6 +24,7 @@ from .safetensors_file import DTYPES
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 HEADER_MULTIPLE = 8
+OPEN_FILES = Path("/proc/self/fd")
 
 
 class SafetensorsWriter:
@@ -52,7 +53,7 @@ class SafetensorsWriter:
 
 @contextmanager
 def writing(path: Path, tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> Iterator[SafetensorsWriter]:
-    """Opens a file under another name beside its own; it takes its name at the end, or is removed on any failure.
+    """Opens a file that takes its name at the end, and is gone on any failure.
 
     Args:
         tensors: what will be written, by name.
@@ -66,19 +67,52 @@ def writing(path: Path, tensors: Mapping[str, TensorInfo], metadata: Mapping[str
             f"{path.name} needs {num_bytes / 1e9:.1f} GB, its disk has {free / 1e9:.1f} GB left; "
             "make room or choose another folder"
         )
+    with _appearing(path) as file:
+        file.write(header)
+        file.truncate(num_bytes)
+        writer = SafetensorsWriter(file, tensors, places)
+        yield writer
+        writer.check()
+
+
+@contextmanager
+def _appearing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes its name at the end.
+
+    Until then it has none, where the system can do that, so that a process that is killed leaves nothing behind.
+    """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    descriptor = _nameless_file(path.parent)
     try:
-        with unfinished.open("wb") as file:
-            file.write(header)
-            file.truncate(num_bytes)
-            writer = SafetensorsWriter(file, tensors, places)
-            yield writer
-            writer.check()
+        with unfinished.open("wb") if descriptor is None else os.fdopen(descriptor, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
+            if descriptor is not None:
+                _give_name(descriptor, unfinished)
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _nameless_file(folder: Path) -> int | None:
+    """A new file without a name; None where the system or the file system has no such thing."""
+    flag = getattr(os, "O_TMPFILE", None)
+    if flag is None or not OPEN_FILES.is_dir():
+        return None
+    try:
+        return os.open(folder, flag | os.O_RDWR, 0o666)
+    except OSError:  # not on every file system; what else may be wrong shows when a named file is made
+        return None
+
+
+def _give_name(descriptor: int, path: Path) -> None:
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        # with a folder given, Python follows the link to the file itself
+        os.link(OPEN_FILES / str(descriptor), path, src_dir_fd=folder)
+    finally:
+        os.close(folder)
 
 
 def _layout(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int], int]:

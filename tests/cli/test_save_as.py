@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from hyvideo_nodes.hyvideo_core.config import tiny
+from hyvideo_nodes.hyvideo_core.loading.safetensors_writer import _nameless_file
 from hyvideo_nodes.hyvideo_core.model import Transformer
 from hyvideo_nodes.nodes.cli import main
 from safetensors.torch import load_file, save_file
@@ -82,9 +83,20 @@ SLOW = f"""
 import runpy, sys, time
 sys.path.insert(0, {str(PACK / "alias")!r})
 from hyvideo_nodes.hyvideo_core.loading.safetensors_writer import SafetensorsWriter
-SafetensorsWriter.write = lambda *_: time.sleep(60)
+SafetensorsWriter.write = lambda *_: (print("writing", flush=True), time.sleep(60))
 runpy.run_path({str(PACK)!r}, run_name="__main__")
 """
+
+
+def end(model, folder, number):
+    """Exit status and messages of a call that a signal ends while it writes."""
+    words = ["save-as", str(model), str(folder / "out.safetensors"), "--dialect", "comfy", "--precision", "bf16"]
+    command = [sys.executable, "-c", SLOW, *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "writing\n"
+        process.send_signal(number)
+        _, messages = process.communicate(timeout=30)
+    return process.returncode, messages
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without asking it")
@@ -92,12 +104,17 @@ runpy.run_path({str(PACK)!r}, run_name="__main__")
 def test_ended_from_outside_it_leaves_nothing_behind(name, model, tmp_path):
     folder = tmp_path / "saved"
     folder.mkdir()
-    words = ["save-as", str(model), str(folder / "out.safetensors"), "--dialect", "comfy", "--precision", "bf16"]
-    with subprocess.Popen([sys.executable, "-c", SLOW, *words], stderr=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 60
-        while not list(folder.iterdir()) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(getattr(signal, name))
-        assert process.wait(30) == 130
-        assert process.stderr.read().splitlines()[-1] == b"Interrupted."
+    code, messages = end(model, folder, getattr(signal, name))
+    assert (code, messages.splitlines()[-1]) == (130, "Interrupted.")
+    assert list(folder.iterdir()) == []
+
+
+def test_killed_it_leaves_nothing_behind_where_files_need_no_name(model, tmp_path):
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    descriptor = _nameless_file(folder)
+    if descriptor is None:
+        pytest.skip("files of this file system always have a name")
+    os.close(descriptor)
+    assert end(model, folder, signal.SIGKILL)[0] == -signal.SIGKILL
     assert list(folder.iterdir()) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -245,7 +246,21 @@ def test_an_existing_file_stays_unless_told_otherwise(transformer, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["m.safetensors"]
 
 
-def test_a_failure_leaves_nothing_behind(transformer, tmp_path, monkeypatch):
+@pytest.fixture(params=["nameless until whole", "named"])
+def file_system(request, monkeypatch):
+    """One that can hold files without names, where the system has one, and one that cannot."""
+    if request.param == "named":
+        monkeypatch.setattr(writer_module, "OPEN_FILES", Path("/nowhere"))
+
+
+def test_a_file_has_its_name_when_it_is_whole(file_system, transformer, tmp_path):
+    save_as(transformer, tmp_path / "m.safetensors", dialect="official", precision="fp32")
+    save_as(transformer, tmp_path / "m.safetensors", dialect="official", precision="fp32", overwrite=True)
+    assert_equal(weights(tmp_path / "m.safetensors"), weights(transformer))
+    assert [file.name for file in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+def test_a_failure_leaves_nothing_behind(file_system, transformer, tmp_path, monkeypatch):
     calls = []
 
     def failing(self, name, tensor):
