@@ -18,6 +18,7 @@ from ..hyvideo_core.lora import (
     open_lora,
     parse_blocks,
 )
+from ..hyvideo_core.lora.blocks import ALL
 from ..hyvideo_core.lora.targets import Layer
 from ..hyvideo_core.model import Transformer
 from . import host
@@ -57,13 +58,15 @@ class HYVLoadLora(io.ComfyNode):
                 ),
                 io.String.Input(
                     "blocks",
-                    default="all",
+                    default=ALL,
+                    optional=True,
                     tooltip='Where it acts. all, or for example "double 0-9, single all" or "all, not single 30-39".',
                 ),
                 io.Combo.Input(
                     "mode",
                     options=[SIDE_PATH, MERGED],
                     default=SIDE_PATH,
+                    optional=True,
                     tooltip="side path: beside the weights, exact, on every precision, changed without a reload. "
                     "merged: in a copy of bf16, fp16 or fp32 weights, somewhat faster, read anew when it changes.",
                 ),
@@ -80,7 +83,9 @@ class HYVLoadLora(io.ComfyNode):
         return fingerprint(host.resolve("loras", lora))
 
     @classmethod
-    def execute(cls, model: ModelRecipe, lora: str, strength: float, blocks: str, mode: str) -> io.NodeOutput:
+    def execute(
+        cls, model: ModelRecipe, lora: str, strength: float, blocks: str = ALL, mode: str = SIDE_PATH
+    ) -> io.NodeOutput:
         """Reads the header and hands on a recipe with the LoRA in it."""
         opened = open_lora(open_checkpoint(host.resolve("loras", lora)), model.detected.config)
         chosen = parse_blocks(blocks, model.detected.config)

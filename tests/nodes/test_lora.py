@@ -62,6 +62,12 @@ def test_the_report_tells_kind_layout_and_coverage(loras, model, run_node):
     assert recipe.patcher is None and recipe.loras[0].weights.patcher is None, "nothing but headers is read here"
 
 
+def test_a_graph_may_leave_out_blocks_and_mode(loras, model):
+    assert [socket.id for socket in NODE.define_schema().inputs if socket.optional] == ["blocks", "mode"]
+    report = NODE.execute(model=model, lora="style.safetensors", strength=1.0).result[1]
+    assert f"side path at strength 1 on {NUM_LAYERS} layers: double 0-1, single 0-2" in report
+
+
 def test_a_lora_changes_the_video_and_goes_without_a_trace(sample, model, run_node):
     with torch.inference_mode():
         before = sample(model)
