@@ -110,4 +110,6 @@ def _is_nvfp4(name: str, info: TensorInfo, tensors: Mapping[str, TensorInfo]) ->
 
 
 def _percent(share: float) -> str:
+    if share < 0.0001:
+        return "under 0.01%"
     return f"{share:.0%}" if share >= 0.01 else f"{share:.2%}"
