@@ -112,7 +112,8 @@ def report_coverage(lora: LoraFile, layers: list[Layer], strength: float, mode: 
     if lora.family is not None:
         lines.append(f"it looks like a LoRA for {lora.family.words}; expect noise if it is one")
     report = "\n".join(lines)
-    logger.log(logging.INFO if lora.family is None else logging.WARNING, "%s", report)
+    is_doubtful = lora.family is not None or (strength != 0 and not layers)
+    logger.log(logging.WARNING if is_doubtful else logging.INFO, "%s", report)
     lost = (*lora.coverage.stray, *lora.coverage.text_encoder)
     if lost:
         verb = "is" if len(lost) == 1 else "are"

@@ -86,11 +86,13 @@ def test_all_recipes_of_a_file_share_one_model_and_one_patcher(sample, model, ru
     assert strong.loras[0].weights.patcher is not None
 
 
-def test_strength_zero_and_no_blocks_give_the_model_itself(loras, model, run_node):
+def test_strength_zero_and_no_blocks_give_the_model_itself(loras, model, run_node, caplog):
     recipe, report = run_node("HYVLoadLora", model=model, lora="style.safetensors", strength=0.0)
     assert recipe is model and "no effect: strength is 0" in report
+    assert caplog.records == [] or caplog.records[-1].levelname == "INFO", "somebody chose that"
     recipe, report = run_node("HYVLoadLora", model=model, lora="style.safetensors", blocks="other")
     assert recipe is model and "no effect: the chosen blocks hold none" in report
+    assert caplog.records[-1].levelname == "WARNING"
 
 
 def test_loras_in_a_row_add_up_in_any_order(sample, model, run_node):
