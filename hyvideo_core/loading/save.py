@@ -99,7 +99,9 @@ def _check_target(source: Path, target: Path, overwrite: bool) -> None:
     if target.suffix.lower() not in SAFETENSORS_SUFFIXES:
         raise CheckpointError(f"{target.name} would be a safetensors file; let its name end in .safetensors")
     if not target.parent.is_dir():
-        raise CheckpointError(f"there is no folder {target.parent} for {target.name}; make it or choose another")
+        raise CheckpointError(
+            f"there is no folder {target.absolute().parent.name} for {target.name}; make it or choose another"
+        )
     if target.is_dir():
         raise CheckpointError(f"{target.name} is a folder; choose the name of a file")
     if target.exists() and not overwrite:
