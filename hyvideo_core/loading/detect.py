@@ -10,7 +10,7 @@ from ..errors import ConfigError, WrongModelError
 from .checkpoint import Checkpoint
 from .key_maps import TRANSFORMER_DIALECTS, VAE_DIALECTS, KeyView, find_view
 from .policies import LinearPolicy, find_policy
-from .recognise import recognise, refusal
+from .recognise import holds, recognise, refusal
 from .settings import number, whole
 from .variants import transformer_variant
 
@@ -78,7 +78,7 @@ def detect_vae(checkpoint: Checkpoint) -> DetectedVae:
         WrongModelError: the file holds something else.
     """
     view = find_view(checkpoint, VAE_DIALECTS, VAE_PROBES)
-    if view is None or recognise(checkpoint).part != "vae":
+    if view is None or not holds(checkpoint, "vae"):
         raise refusal(checkpoint, EXPECTED_VAE)
     return DetectedVae(vae_config(view), view)
 

@@ -121,8 +121,8 @@ def recognise_tensors(tensors: Mapping[str, TensorInfo]) -> Kind:
 
 
 def holds(checkpoint: Checkpoint, part: Part) -> bool:
-    """Whether a text encoder of that part is in the file, alone or beside other models as whole checkpoints have it."""
-    rules: dict[Part, Callable[[Endings], Kind | None]] = {"llm": _language_model, "clip": _clip}
+    """Whether a VAE or text encoder is in the file, alone or beside other models as whole checkpoints have it."""
+    rules: dict[Part, Callable[[Endings], Kind | None]] = {"vae": _hunyuan_vae, "llm": _language_model, "clip": _clip}
     kind = rules[part](Endings(checkpoint.tensors))
     return kind is not None and kind.part == part
 

@@ -29,7 +29,7 @@ from hyvideo_nodes.hyvideo_core.loading import (
 )
 from hyvideo_nodes.hyvideo_core.loading.checkpoint import Checkpoint, TensorInfo
 from hyvideo_nodes.hyvideo_core.loading.key_maps import DIFFUSERS
-from hyvideo_nodes.hyvideo_core.loading.text import detect_clip, detect_llama
+from hyvideo_nodes.hyvideo_core.loading.text import check_clip, check_llama, detect_clip, detect_llama
 from hyvideo_nodes.hyvideo_core.quantization import Fp8Linear
 
 META = torch.device("meta")
@@ -291,6 +291,26 @@ def test_a_file_that_does_not_fit_is_refused_from_its_header(changes, words, man
     checkpoint = from_table({name: entry for name, entry in table.items() if entry is not None})
     with pytest.raises(WrongModelError, match=words):
         check_complete(detect_transformer(checkpoint))
+
+
+def test_each_part_of_a_whole_checkpoint_is_found_under_its_prefix(manifest_dir):
+    parts = {
+        "model.diffusion_model.": "hunyuanvideo_t2v_plain_transformer.official",
+        "vae.": "hunyuanvideo_vae.official",
+        "text_encoders.llama.transformer.model.": "llama3_8b_text.LlamaModel",
+        "text_encoders.clip_l.transformer.": "clip_l_text.CLIPTextModel",
+    }
+    tables = [
+        {prefix + key: entry for key, entry in manifest(manifest_dir, name).items()} for prefix, name in parts.items()
+    ]
+    checkpoint = from_table({name: entry for table in tables for name, entry in table.items()})
+    transformer, vae = detect_transformer(checkpoint), detect_vae(checkpoint)
+    assert (transformer.view.prefix, vae.view.prefix) == ("model.diffusion_model.", "vae.")
+    for found, table in ((check_complete(transformer), tables[0]), (check_complete(vae), tables[1])):
+        assert found.matched == len(table)
+        assert len(found.beside) == len(checkpoint.tensors) - len(table)
+    assert check_llama(checkpoint, detect_llama(checkpoint)).is_whole
+    assert check_clip(checkpoint, detect_clip(checkpoint)).is_whole
 
 
 @pytest.mark.parametrize("dialect", ["vae_official_or_diffusers", "vae_comfy"])
