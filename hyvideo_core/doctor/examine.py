@@ -70,9 +70,12 @@ def _examine(checkpoint: Checkpoint, found: Findings, model: Path | DetectedTran
 def _lora(checkpoint: Checkpoint, found: Findings, model: Path | DetectedTransformer | None) -> Findings:
     if isinstance(model, Path):
         model = detect_transformer(header_only(open_checkpoint(model)))
-    kind = recognise_lora(checkpoint, model.config if model else HYVIDEO_T2_CFGDISTILL)
+    config = model.config if model else HYVIDEO_T2_CFGDISTILL
+    kind = recognise_lora(checkpoint, config)
     if kind is None:
         return found
+    is_wider = kind.in_channels != config.in_channels
+    widens = f"widens the model's input from {config.in_channels} to {kind.in_channels} latent channels"
     lora = LoraFindings(
         dialect=kind.dialect,
         kinds=kind.kinds,
@@ -88,6 +91,14 @@ def _lora(checkpoint: Checkpoint, found: Findings, model: Path | DetectedTransfo
     whose = f"a LoRA for {kind.family}" if kind.family else found.kind
     # a LoRA that was compared with nobody's model in particular may still fit the one that it was made for
     problem = kind.refusal if model else None
-    described = replace(found, kind=whose, dialect=kind.dialect, lora=lora, problem=problem, needs=lora_needs())
-    is_foreign = kind.family is not None and kind.refusal is not None
+    described = replace(
+        found,
+        kind=whose,
+        dialect=kind.dialect,
+        lora=lora,
+        problem=problem,
+        needs=lora_needs(),
+        notes=(widens,) if is_wider else (),
+    )
+    is_foreign = kind.refusal is not None and (kind.family is not None or not kind.coverage.expected)
     return replace(described, opened_by=None, needs=()) if is_foreign else described

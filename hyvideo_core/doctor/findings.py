@@ -158,7 +158,7 @@ class Findings:
             return ()
         ranks = f", rank {', '.join(map(str, lora.ranks))}" if lora.ranks else ""
         return [
-            ("changes", f"{', '.join(lora.kinds)}{ranks}: {lora.targets}"),
+            ("changes", lora.kinds and f"{', '.join(lora.kinds)}{ranks}: {lora.targets}"),
             ("fits", f"{lora.matched} of {lora.expected} layers are in {lora.model}"),
             ("strays", lora.strays and f"{len(lora.strays)} tensors without a place: {listed(lora.strays)}"),
             ("not applied", lora.text_encoder and f"{lora.text_encoder} tensors for text encoders"),

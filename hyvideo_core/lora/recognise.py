@@ -34,6 +34,7 @@ class LoraKind:
         coverage: how many of its layers the model has, of the same sizes.
         targets: the blocks that it changes, in the grammar of the block filter.
         refusal: why it cannot be used with the model; None if it can.
+        in_channels: latent channels that the model has to take for it.
     """
 
     dialect: str
@@ -45,6 +46,7 @@ class LoraKind:
     coverage: Coverage
     targets: str
     refusal: str | None
+    in_channels: int
 
     @property
     def fits(self) -> bool:
@@ -65,6 +67,7 @@ def recognise_lora(checkpoint: Checkpoint, config: TransformerConfig = HYVIDEO_T
     fitting = {base: found for base, found in places.items() if _fits(checkpoint, groups, base, found[0], config)}
     family = foreign_family(checkpoint, groups)
     parts = groups.bases.values()
+    in_channels, refusal = _opened(checkpoint, config)
     return LoraKind(
         dialect=layout_words(groups, places),
         kinds=tuple(dict.fromkeys(kind for names in parts for kind in kinds_of(names))),
@@ -74,7 +77,8 @@ def recognise_lora(checkpoint: Checkpoint, config: TransformerConfig = HYVIDEO_T
         family=None if family is None else family.words,
         coverage=coverage(groups, fitting),
         targets=describe_blocks([found[0].target.layer for found in places.values()]),
-        refusal=_refusal(checkpoint, config),
+        refusal=refusal,
+        in_channels=in_channels,
     )
 
 
@@ -85,12 +89,12 @@ def _fits(checkpoint: Checkpoint, groups: GroupedNames, base: str, place: Place,
         return False
 
 
-def _refusal(checkpoint: Checkpoint, config: TransformerConfig) -> str | None:
+def _opened(checkpoint: Checkpoint, config: TransformerConfig) -> tuple[int, str | None]:
+    """Latent channels that the model has to take, and why it cannot be used."""
     try:
-        open_lora(checkpoint, config)
+        return open_lora(checkpoint, config).in_channels, None
     except CheckpointError as error:
-        return str(error)
-    return None
+        return config.in_channels, str(error)
 
 
 def _ranks(checkpoint: Checkpoint, groups: GroupedNames) -> tuple[int, ...]:

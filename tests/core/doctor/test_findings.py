@@ -308,6 +308,24 @@ def test_a_lora_for_another_model_is_opened_by_no_node(write):
     assert "as fp8" not in findings.memory
 
 
+def test_a_lora_of_text_encoders_alone_is_opened_by_no_node(write):
+    names = [f"lora_te1_layers_0_mlp_fc1.lora_{side}.weight" for side in ("down", "up")]
+    findings = inspect(write("words.safetensors", {name: ([8, 8], "bfloat16") for name in names}))
+    assert findings.opened_by is None
+    assert "changes" not in str(findings).replace("holds changes", "")
+    assert "not applied   2 tensors for text encoders" in str(findings)
+
+
+def test_a_lora_that_widens_the_input_says_so(write):
+    table = {
+        "diffusion_model.img_in.proj.lora_A.weight": ([8, 32, 1, 2, 2], "bfloat16"),
+        "diffusion_model.img_in.proj.lora_B.weight": ([3072, 8], "bfloat16"),
+    }
+    findings = inspect(write("keyframe.safetensors", table))
+    assert findings.notes == ("widens the model's input from 16 to 32 latent channels",)
+    assert inspect(write("style.safetensors", LORA)).notes == ()
+
+
 def test_strays_of_a_lora_are_counted_and_named(write):
     strange = {
         "transformer.nothing.lora_A.weight": ([16, 8], "bfloat16"),
