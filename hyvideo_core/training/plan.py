@@ -48,10 +48,10 @@ class Plan:
 PICTURE = ClipKind(name="picture", frames=1, height=64, width=64, count=48_000, held_out_count=400, batch=128)
 LARGE_PICTURE = ClipKind(name="large picture", frames=1, height=96, width=96, count=8_000, held_out_count=200, batch=64)
 SHORT = ClipKind(name="short clip", frames=9, height=64, width=64, count=16_000, held_out_count=200, batch=64)
-CLIP = ClipKind(name="clip", frames=17, height=64, width=64, count=32_000, held_out_count=400, batch=48)
-WIDE = ClipKind(name="wide clip", frames=17, height=64, width=96, count=3_000, held_out_count=100, batch=32)
-LARGE = ClipKind(name="large clip", frames=17, height=96, width=96, count=3_000, held_out_count=100, batch=20)
-LONG = ClipKind(name="long clip", frames=33, height=96, width=96, count=3_000, held_out_count=50, batch=12)
+CLIP = ClipKind(name="clip", frames=17, height=64, width=64, count=24_000, held_out_count=400, batch=48)
+WIDE = ClipKind(name="wide clip", frames=17, height=64, width=96, count=2_000, held_out_count=100, batch=32)
+LARGE = ClipKind(name="large clip", frames=17, height=96, width=96, count=2_000, held_out_count=100, batch=20)
+LONG = ClipKind(name="long clip", frames=33, height=96, width=96, count=2_000, held_out_count=50, batch=12)
 
 STANDARD = Plan(
     codec_clips=600,
@@ -65,21 +65,21 @@ STANDARD = Plan(
     phases=(
         Phase(
             name="pictures",
-            schedule=Schedule(steps=3400, learning_rate=1.6e-3, final_share=0.4, seed=4),
+            schedule=Schedule(steps=4000, learning_rate=1.6e-3, final_share=0.4, seed=4),
             shares={"picture": 0.9, "large picture": 0.1},
         ),
         Phase(
             name="short_clips",
-            schedule=Schedule(steps=600, learning_rate=1.2e-3, final_share=0.6, seed=7),
+            schedule=Schedule(steps=500, learning_rate=1.2e-3, final_share=0.6, seed=7),
             shares={"short clip": 0.7, "picture": 0.3},
         ),
         Phase(
             name="full_clips",
-            schedule=Schedule(steps=5000, learning_rate=1.2e-3, seed=8),
+            schedule=Schedule(steps=4200, learning_rate=1.2e-3, seed=8),
             shares={"clip": 0.8, "picture": 0.05, "wide clip": 0.05, "large clip": 0.05, "long clip": 0.05},
         ),
     ),
-    distilled=Schedule(steps=500, learning_rate=4e-4, seed=6),
+    distilled=Schedule(steps=400, learning_rate=4e-4, seed=6),
     shown=16,
 )
 """About 100 minutes of one idle core; an hour on two, with the two chains of stages side by side."""

@@ -80,7 +80,8 @@ def test_both_choices_must_be_made(missing, model, tmp_path, capsys):
 
 PACK = Path(__file__).resolve().parents[2]
 SLOW = f"""
-import runpy, sys, time
+import runpy, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs tests in the background ignores it
 sys.path.insert(0, {str(PACK / "alias")!r})
 from hyvideo_nodes.hyvideo_core.loading.safetensors_writer import SafetensorsWriter
 SafetensorsWriter.write = lambda *_: (print("writing", flush=True), time.sleep(60))

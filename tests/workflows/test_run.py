@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hyvideo_nodes.hyvideo_core.training.transformer import EMBEDDED_TRANSFORMER
 from hyvideo_nodes.nodes.cli import main
 from hyvideo_nodes.nodes.host import headless
 from safetensors.torch import load_file, save_file
@@ -39,7 +40,7 @@ def random_upscaler() -> dict[str, Tensor]:
 
 def random_lora() -> dict[str, Tensor]:
     """A LoRA for some layers of the embedded model."""
-    name, width = "diffusion_model.single_blocks.0.linear2", 128
+    name, width = "diffusion_model.single_blocks.0.linear2", EMBEDDED_TRANSFORMER.hidden_size
     return {f"{name}.lora_A.weight": torch.randn(2, 5 * width), f"{name}.lora_B.weight": torch.randn(width, 2) * 0.01}
 
 
