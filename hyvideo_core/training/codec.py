@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import ShapeError
 from ..shapes import SPATIAL_FACTOR, TIME_FACTOR
 
+DEVIATION_POWER = 0.75
 _PATCHES = "b c (t pt) (h ph) (w pw) -> b t h w (c pt ph pw)"
 _FACTORS = {"pt": TIME_FACTOR, "ph": SPATIAL_FACTOR, "pw": SPATIAL_FACTOR}
 
@@ -46,7 +47,7 @@ def from_patches(patches: Tensor) -> Tensor:
 class PatchCodec:
     """Unit-sized latents (B, C, T, H, W) of clips, and back, by one matrix each way.
 
-    Channel k has variance proportional to the square root of its component's: whitening would spend the
+    Channel k has the deviation of its component to the power of DEVIATION_POWER: whitening would spend the
     transformer's effort on what the eye hardly sees, raw components would leave it blind to detail.
     """
 
@@ -64,7 +65,7 @@ class PatchCodec:
         basis = vectors.flip(1)[:, :channels]
         # eigenvectors come with arbitrary signs: fix them, so that every machine gets the same latents
         basis = basis * basis.sum(dim=0).sign()
-        scale = deviation.pow(-0.5)
+        scale = deviation.pow(DEVIATION_POWER - 1)
         scale = scale / (deviation * scale).square().mean().sqrt()
         encode, decode = (basis * scale).float(), (basis / scale).T.float()
         return cls(mean=mean.float(), encode_matrix=encode.contiguous(), decode_matrix=decode.contiguous())
