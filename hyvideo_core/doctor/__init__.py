@@ -1,6 +1,6 @@
 """What a file is, told from its header: the doctor behind the command line's `inspect`, its node and the loaders."""
 
-from .examine import inspect
+from .examine import inspect, model_to_fit
 from .findings import Findings, LoraFindings
 from .parts import clip_findings, llama_findings, transformer_findings, vae_findings
 
@@ -10,6 +10,7 @@ __all__ = [
     "clip_findings",
     "inspect",
     "llama_findings",
+    "model_to_fit",
     "transformer_findings",
     "vae_findings",
 ]

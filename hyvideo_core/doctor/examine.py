@@ -26,7 +26,7 @@ from .parts import (
 PUBLISHED_MODEL = "the published 13B model"
 
 
-def inspect(path: Path, model: Path | DetectedTransformer | None = None) -> Findings:
+def inspect(path: Path, model: DetectedTransformer | None = None) -> Findings:
     """What a file, or a folder of shards, is. Never raises for what is wrong with it: that is a finding.
 
     Args:
@@ -49,7 +49,16 @@ def inspect(path: Path, model: Path | DetectedTransformer | None = None) -> Find
         return replace(found, problem=str(error))
 
 
-def _examine(checkpoint: Checkpoint, found: Findings, model: Path | DetectedTransformer | None) -> Findings:
+def model_to_fit(path: Path) -> DetectedTransformer:
+    """The transformer that LoRAs are to fit, from its header alone.
+
+    Raises:
+        CheckpointError: it cannot be read, or is something else.
+    """
+    return detect_transformer(header_only(open_checkpoint(path)))
+
+
+def _examine(checkpoint: Checkpoint, found: Findings, model: DetectedTransformer | None) -> Findings:
     """What can be said of the files that this pack opens; of others no more than `found`."""
     part = recognise(checkpoint).part
     if part == "transformer":
@@ -67,9 +76,7 @@ def _examine(checkpoint: Checkpoint, found: Findings, model: Path | DetectedTran
     return _lora(checkpoint, found, model) if part == "lora" else found
 
 
-def _lora(checkpoint: Checkpoint, found: Findings, model: Path | DetectedTransformer | None) -> Findings:
-    if isinstance(model, Path):
-        model = detect_transformer(header_only(open_checkpoint(model)))
+def _lora(checkpoint: Checkpoint, found: Findings, model: DetectedTransformer | None) -> Findings:
     config = model.config if model else HYVIDEO_T2_CFGDISTILL
     kind = recognise_lora(checkpoint, config)
     if kind is None:

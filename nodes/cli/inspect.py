@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
-from ...hyvideo_core.doctor import inspect
+from ...hyvideo_core.doctor import inspect, model_to_fit
+from ...hyvideo_core.errors import HyVideoError
 
 NOT_SOUND = 1
 
@@ -30,10 +32,18 @@ def add_command(commands: Any) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> int:
+    try:
+        model = model_to_fit(options.model) if options.model else None
+    except HyVideoError as error:
+        print(f"--model: {error}", file=sys.stderr)
+        return NOT_SOUND
+    except OSError as error:
+        print(f"--model: {options.model} cannot be opened ({error.strerror})", file=sys.stderr)
+        return NOT_SOUND
     code = 0
     for index, path in enumerate(options.files):
         # a folder given as . has no name of its own
-        findings = inspect(path.absolute(), options.model)
+        findings = inspect(path.absolute(), model)
         if options.json:
             # as it was typed: two folders may hold files of one name
             print(json.dumps({"path": str(path), **findings.to_json()}), flush=True)

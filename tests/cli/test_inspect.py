@@ -115,10 +115,11 @@ def test_a_lora_is_compared_with_the_model_that_is_named(call, lora, model):
     assert "in the published 13B model" in call(lora)[1]
 
 
-def test_a_model_that_is_none_fails(call, lora, vae):
-    code, out = call(lora, "--model", vae)
-    assert code == 1
-    assert "vae.safetensors is a HunyuanVideo VAE; expected a HunyuanVideo transformer" in out
+def test_a_model_that_is_none_fails_the_call_and_blames_no_lora(lora, vae, capsys):
+    code = main(["inspect", str(lora), "--model", str(vae)])
+    out, messages = capsys.readouterr()
+    assert (code, out) == (1, "")
+    assert "--model: vae.safetensors is a HunyuanVideo VAE; expected a HunyuanVideo transformer" in messages
 
 
 def test_an_interrupt_ends_the_call_quietly(model, vae, monkeypatch, capsys):

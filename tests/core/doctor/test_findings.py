@@ -12,7 +12,8 @@ import gguf
 import pytest
 import torch
 from hyvideo_nodes.hyvideo_core.config import tiny
-from hyvideo_nodes.hyvideo_core.doctor import Findings, inspect
+from hyvideo_nodes.hyvideo_core.doctor import Findings, inspect, model_to_fit
+from hyvideo_nodes.hyvideo_core.errors import WrongModelError
 from hyvideo_nodes.hyvideo_core.loading.pickle_file import PickleFile
 from hyvideo_nodes.hyvideo_core.loading.safetensors_file import SafetensorsFile
 from hyvideo_nodes.hyvideo_core.loading.variants import SAME_BY_KEYS
@@ -344,17 +345,17 @@ def test_a_lora_is_measured_against_a_file(write, manifest, tmp_path):
         f"transformer.guidance_in.mlp.0.lora_{side}.weight": (shape, "bfloat16")
         for side, shape in (("A", [16, 256]), ("B", [3072, 16]))
     }
-    findings = inspect(write("style.safetensors", LORA | guidance), model)
+    findings = inspect(write("style.safetensors", LORA | guidance), model_to_fit(model))
     assert findings.lora is not None
     assert findings.lora.model == "plain.safetensors"
     assert (findings.lora.matched, findings.lora.expected) == (20, 21)
     assert inspect(write("style.safetensors", LORA | guidance)).lora.matched == 21
 
 
-def test_a_model_that_is_none_is_the_problem(write, manifest):
+def test_a_model_that_is_none_fits_no_lora(write, manifest):
     vae = write("vae.safetensors", manifest("hunyuanvideo_vae.official"))
-    findings = inspect(write("style.safetensors", LORA), vae)
-    assert "vae.safetensors is a HunyuanVideo VAE; expected a HunyuanVideo transformer" in findings.problem
+    with pytest.raises(WrongModelError, match=r"vae\.safetensors is a HunyuanVideo VAE; expected a HunyuanVideo tran"):
+        model_to_fit(vae)
 
 
 def test_a_folder_of_shards_is_one_model(tmp_path):
