@@ -82,7 +82,7 @@ STANDARD = Plan(
     distilled=Schedule(steps=400, learning_rate=4e-4, seed=6),
     shown=16,
 )
-"""About 100 minutes of one idle core; an hour on two, with the two chains of stages side by side."""
+"""Some hours of two cores, with the two chains of stages side by side; no stage is longer than two."""
 
 
 def _trial(schedule: Schedule) -> Schedule:
