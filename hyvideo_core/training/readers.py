@@ -1,8 +1,8 @@
 """Tiny text encoders that learn to read the captions of the drawn world.
 
-The language model learns to continue captions, and to say the whole caption loudly in its last token and in the mean of
-all. The pooled encoder learns colours and backgrounds and is taught to ignore the rest, so that what moves where can only come
-through the language model.
+The language model learns to continue captions, and to say the whole caption loudly in its last token and in the mean
+of all. The pooled encoder learns colours and backgrounds and is taught to ignore the rest, so that what moves where can
+only come through the language model.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class LanguageTask:
     batch: int = 24
 
     def loss(self, reader: LanguageReader, generator: torch.Generator) -> Tensor:
-        """Next-token loss over the prompt, plus the attributes read, through noise, from its last token and its mean."""
+        """Next-token loss over the prompt, plus the attributes read through noise from its last token and mean."""
         ids, lengths, targets = self._read(generator)
         states, final = reader.states(ids)
         crop = self.template.crop_length(self.tokenizer)
