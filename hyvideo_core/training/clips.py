@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from ..shapes import VideoShape
 from ..text_encoders.clip import ClipTextEncoder
 from ..text_encoders.llm import LlamaTextEncoder
 from ..text_encoders.templates import VIDEO_TEMPLATE, PromptTemplate
@@ -141,18 +142,22 @@ def make_clips(
     kind: ClipKind, mix: SceneMix, codec: PatchCodec, reader: TextReader, *, held_out: bool = False
 ) -> ClipSet:
     """Draws, captions and encodes the clips of a kind; stored in bfloat16 to keep them in memory."""
-    texts, latents = [], []
-    for seed in tqdm(range(kind.held_out_count if held_out else kind.count), desc=f"drawing {kind.name}"):
+    count = kind.held_out_count if held_out else kind.count
+    # one block for all: small tensors kept between large ones that are freed would hold on to far more memory
+    shape = VideoShape(frames=kind.frames, height=kind.height, width=kind.width).to_latent()
+    latents = torch.empty(shape.as_tuple(count), dtype=torch.bfloat16)
+    texts = []
+    for seed in tqdm(range(count), desc=f"drawing {kind.name}"):
         text, video = kind.draw(sample_scene(seed, mix, held_out=held_out), seed)
         texts.append(text)
-        latents.append(codec.encode(video[None])[0].bfloat16())
+        latents[seed] = codec.encode(video[None])[0]
     conditions = reader.read(texts)
     groups: dict[int, list[int]] = defaultdict(list)
     for index, condition in enumerate(conditions):
         groups[condition.states.shape[1]].append(index)
     buckets = tuple(
         Bucket(
-            torch.stack([latents[index] for index in members]),
+            latents[members],
             torch.cat([conditions[index].states for index in members]).bfloat16(),
             torch.cat([conditions[index].pooled for index in members]).bfloat16(),
         )

@@ -2,7 +2,7 @@
 
 Every stage keeps its checkpoint and log in the run folder and is passed over once it is finished, so that the same
 call resumes a run that was stopped. Stages that do not need each other may run in two processes at once:
-`--stages codec decoder autoencoder` beside `--stages codec readers clips pictures short_clips full_clips distilled`.
+`--stages codec decoder autoencoder` beside `--stages codec readers clips pictures short_clips full_clips all_clips`.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import NonFiniteError, OptionError
+from .optimizers import BETAS, Muon
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,11 @@ Evaluate = Callable[[ModuleT], dict[str, float]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Schedule:
-    """How long and how fast: warm-up, then a cosine down to `final_share` of the learning rate."""
+    """How long and how fast: warm-up, then a cosine down to `final_share` of the learning rate.
+
+    Attributes:
+        muon: whether hidden matrices learn by Muon instead of AdamW.
+    """
 
     steps: int
     learning_rate: float
@@ -45,6 +50,7 @@ class Schedule:
     seed: int = 0
     save_every: int = 200
     evaluate_every: int = 200
+    muon: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -57,6 +63,14 @@ class Schedule:
         progress = (step - self.warmup) / max(self.steps - self.warmup, 1)
         cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
         return self.learning_rate * (self.final_share + (1 - self.final_share) * cosine)
+
+    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        """A fresh optimizer of a module's parameters."""
+        if self.muon:
+            return Muon(module, lr=self.learning_rate, weight_decay=self.weight_decay)
+        return torch.optim.AdamW(
+            module.parameters(), lr=self.learning_rate, betas=BETAS, weight_decay=self.weight_decay
+        )
 
     def generator(self, step: int) -> torch.Generator:
         """The only source of chance in a step."""
@@ -71,9 +85,7 @@ class Run(Generic[ModuleT]):
         self.averaged = copy.deepcopy(module).requires_grad_(False)
         self.schedule = schedule
         self.step = 0
-        self.optimizer = torch.optim.AdamW(
-            module.parameters(), lr=schedule.learning_rate, betas=(0.9, 0.99), weight_decay=schedule.weight_decay
-        )
+        self.optimizer = schedule.optimizer(module)
 
     def advance(self, loss_at: LossAt[ModuleT]) -> float:
         """Takes one step and gives back its loss.

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..attention import matmul_attention, sdpa
 from ..model.transformer import Transformer
 
 GUIDANCE_UNIT = 1000.0
@@ -64,7 +65,8 @@ def noised(latents: Tensor, noise: Tensor, levels: Tensor) -> tuple[Tensor, Tens
 def velocity(model: Transformer, point: Tensor, levels: Tensor, text: TextCondition, scale: Tensor) -> Tensor:
     """The model's velocity in float32, at noise levels (B,) and guidance scales (B,)."""
     guidance = scale * GUIDANCE_UNIT if model.config.has_guidance else None
-    return model(point, levels * 1000.0, [text.states], text.pooled, guidance).float()
+    attention = sdpa if point.is_cuda else matmul_attention
+    return model(point, levels * 1000.0, [text.states], text.pooled, guidance, attention=attention).float()
 
 
 def flow_matching_loss(

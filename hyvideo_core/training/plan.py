@@ -48,16 +48,16 @@ class Plan:
 PICTURE = ClipKind(name="picture", frames=1, height=64, width=64, count=48_000, held_out_count=400, batch=128)
 LARGE_PICTURE = ClipKind(name="large picture", frames=1, height=96, width=96, count=8_000, held_out_count=200, batch=64)
 SHORT = ClipKind(name="short clip", frames=9, height=64, width=64, count=16_000, held_out_count=200, batch=64)
-CLIP = ClipKind(name="clip", frames=17, height=64, width=64, count=24_000, held_out_count=400, batch=48)
+CLIP = ClipKind(name="clip", frames=17, height=64, width=64, count=48_000, held_out_count=400, batch=48)
 WIDE = ClipKind(name="wide clip", frames=17, height=64, width=96, count=2_000, held_out_count=100, batch=32)
-LARGE = ClipKind(name="large clip", frames=17, height=96, width=96, count=2_000, held_out_count=100, batch=20)
-LONG = ClipKind(name="long clip", frames=33, height=96, width=96, count=2_000, held_out_count=50, batch=12)
+LARGE = ClipKind(name="large clip", frames=17, height=96, width=96, count=6_000, held_out_count=100, batch=20)
+LONG = ClipKind(name="long clip", frames=33, height=96, width=96, count=6_000, held_out_count=50, batch=12)
 
 STANDARD = Plan(
     codec_clips=600,
     corpus=3000,
     kinds=(PICTURE, LARGE_PICTURE, SHORT, CLIP, WIDE, LARGE, LONG),
-    mix=SceneMix(two_objects=0.2, moving_camera=0.15),
+    mix=SceneMix(two_objects=0.25, moving_camera=0.25),
     pooled=Schedule(steps=400, learning_rate=3e-3, warmup=20, seed=2),
     language=Schedule(steps=1600, learning_rate=3e-3, warmup=20, average_decay=0.99, seed=3),
     decoder=Schedule(steps=22_000, learning_rate=1e-3, warmup=100, seed=1, evaluate_every=100),
@@ -77,6 +77,11 @@ STANDARD = Plan(
             name="full_clips",
             schedule=Schedule(steps=4200, learning_rate=1.2e-3, seed=8),
             shares={"clip": 0.8, "picture": 0.05, "wide clip": 0.05, "large clip": 0.05, "long clip": 0.05},
+        ),
+        Phase(
+            name="all_clips",
+            schedule=Schedule(steps=11_000, learning_rate=1.2e-3, muon=True, seed=9),
+            shares={"clip": 0.75, "picture": 0.04, "wide clip": 0.03, "large clip": 0.06, "long clip": 0.12},
         ),
     ),
     distilled=Schedule(steps=400, learning_rate=4e-4, seed=6),
