@@ -6,7 +6,9 @@ Shapes: B batch, C channels, T latent frames, H and W latent sides, L tokens, D 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -39,22 +41,33 @@ BlockRunner = Callable[["Transformer", BlockInputs], Tensor]
 """How the blocks are walked: resident, streamed, skipped by a step cache. Returns image tokens [B, L_img, D]."""
 
 
-def walk_blocks(before_block: Callable[[], None]) -> BlockRunner:
-    """A runner that walks all blocks where they are.
+BlockHold = Callable[[nn.Module], AbstractContextManager[Any]]
+"""Inside its `with`, a module's weights are where it computes; those of a resident model always are.
+
+Asked for a block, or for one ModulationProjection of a block: those are held apart from their block, since a run may
+have all modulation ready beforehand.
+"""
+
+
+def walk_blocks(before_block: Callable[[], None], hold: BlockHold = nullcontext) -> BlockRunner:
+    """A runner that walks all blocks in order.
 
     Args:
         before_block: called before each block; may raise to stop a step that takes minutes.
+        hold: brings a block's weights, without its modulation, to the compute device for as long as they are needed.
     """
 
     def run(model: Transformer, inputs: BlockInputs) -> Tensor:
         img, txt, modulation = inputs.img, inputs.txt, inputs.modulation
         for index, double in enumerate(model.double_blocks):
             before_block()
-            img, txt = double(img, txt, modulation.double(index, double), inputs.rope, inputs.attention)
+            with hold(double):
+                img, txt = double(img, txt, modulation.double(index, double), inputs.rope, inputs.attention)
         joint = torch.cat((img, txt), dim=1)
         for index, single in enumerate(model.single_blocks):
             before_block()
-            joint = single(joint, modulation.single(index, single), inputs.rope, inputs.attention)
+            with hold(single):
+                joint = single(joint, modulation.single(index, single), inputs.rope, inputs.attention)
         return joint[:, : img.shape[1]]
 
     return run

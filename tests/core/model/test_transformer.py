@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from hyvideo_nodes.hyvideo_core.config import TransformerConfig, tiny
@@ -81,6 +83,24 @@ def test_the_runner_is_asked_before_every_block():
     seen = []
     assert torch.equal(model(**given, run=walk_blocks(lambda: seen.append(1))), model(**given, run=run_blocks))
     assert len(seen) == config.num_double_blocks + config.num_single_blocks
+
+
+@torch.no_grad()
+def test_every_block_is_held_while_it_computes_and_only_one_at_a_time():
+    config = tiny()
+    model, given = Transformer(config), inputs(config)
+    expected, held, seen = model(**given), [], []
+
+    @contextmanager
+    def hold(block):
+        held.append(block)
+        yield
+        held.remove(block)
+
+    for block in (*model.double_blocks, *model.single_blocks):
+        block.register_forward_pre_hook(lambda block, _: seen.append(held == [block]))
+    assert torch.equal(model(**given, run=walk_blocks(lambda: None, hold)), expected)
+    assert seen == [True] * (config.num_double_blocks + config.num_single_blocks)
 
 
 @torch.no_grad()
