@@ -24,7 +24,7 @@ from .policies import PlainWeights
 from .recognise import recognise, refusal
 from .safetensors_file import SAFETENSORS_SUFFIXES
 from .safetensors_writer import SafetensorsWriter, writing
-from .save_pieces import E4M3, Job, Piece, Wide, scaled_piece
+from .save_pieces import E4M3, Job, MadeFp8, Piece, Wide, scaled_piece
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +43,10 @@ Detected = DetectedTransformer | DetectedVae
 def save_as(source: Path, target: Path, *, dialect: str, precision: str, overwrite: bool = False) -> None:
     """Writes the transformer or VAE of `source` to a .safetensors file, tensor by tensor.
 
-    Numbers keep their bits where the precision holds them: in the same dtype, in a wider one, and fp8 weights with
-    their scales. `fp8_scaled` is ComfyUI's `scaled_fp8` layout: the big layers of the blocks in e4m3 with one scale
-    each, everything else as it was. `target` appears when it is whole.
+    Numbers keep their bits where the precision holds them: in the same dtype, in a wider one, and e4m3 weights with
+    one scale each. `fp8_scaled` is ComfyUI's `scaled_fp8` layout: the big layers of the blocks in e4m3 with one scale
+    each, everything else as it was; fp8 weights stored otherwise are rounded anew, and the log says so. `target`
+    appears when it is whole.
 
     Args:
         dialect: official, comfy or diffusers.
@@ -68,6 +69,7 @@ def save_as(source: Path, target: Path, *, dialect: str, precision: str, overwri
     promised = {name: info for piece in pieces for name, info in piece.promised().items()}
     marks = {MARKER: torch.zeros(2, dtype=E4M3)} if precision == FP8_SCALED else {}
     promised |= {name: TensorInfo(tuple(mark.shape), mark.dtype) for name, mark in marks.items()}
+    _warn_of_second_rounding(target, pieces)
     checkpoint = job.policy.view.checkpoint
     with writing(target, promised, _metadata(checkpoint)) as writer:
         _write(writer, marks)
@@ -81,6 +83,18 @@ def _pieces(job: Job, precision: str) -> list[Piece]:
         return [Wide(job, key, shape, WIDE[precision]) for key, shape in shapes.items()]
     with torch.inference_mode(False), job.policy.view.checkpoint.reading() as read:
         return [scaled_piece(job, key, shape, read) for key, shape in shapes.items()]
+
+
+def _warn_of_second_rounding(target: Path, pieces: list[Piece]) -> None:
+    names = [piece.key for piece in pieces if isinstance(piece, MadeFp8) and piece.is_second]
+    if names:
+        logger.warning(
+            "%s: %s fp8 weights are rounded a second time, such as %s: other tools read e4m3 with one scale for each "
+            "weight, the source has e5m2 or a scale for each row; the bf16 file, or --precision bf16, loses nothing",
+            target.name,
+            len(names),
+            names[0],
+        )
 
 
 def _write_pieces(writer: SafetensorsWriter, pieces: list[Piece], checkpoint: Checkpoint) -> None:

@@ -112,7 +112,7 @@ class KeptFp8(Piece):
     """An fp8 weight that stays as it is, with the scale that it had.
 
     Attributes:
-        scales: by the new names of the weight's parts, one number or one for each row.
+        scales: by the new names of the weight's parts, one number each.
     """
 
     scales: Mapping[str, Tensor]
@@ -131,7 +131,13 @@ class KeptFp8(Piece):
 
 @dataclass(frozen=True)
 class MadeFp8(Piece):
-    """A weight that becomes fp8, each of its parts with one scale, which is what other tools read."""
+    """A weight that becomes fp8 with one scale, which is what other tools read; its parts share it.
+
+    Attributes:
+        is_second: the file had it in fp8 already, in a way that the layout has no place for.
+    """
+
+    is_second: bool
 
     def promised(self) -> dict[str, TensorInfo]:
         """See Piece.promised."""
@@ -142,10 +148,9 @@ class MadeFp8(Piece):
         """See Piece.read."""
         info = self.job.policy.view.info(self.key)
         wide = self._wide(read, info.dtype if info.dtype in WIDE_DTYPES else torch.float32)
-        made = {}
-        for name, part in self.job.split(self.key, wide).items():
-            made[name], made[scale_name(name)] = quantized_whole(part)
-        return made
+        small, scale = quantized_whole(wide)
+        parts = self.job.split(self.key, small)
+        return parts | {scale_name(name): scale for name in parts}
 
 
 def scaled_piece(job: Job, key: str, shape: tuple[int, ...], read: ReadTensor) -> Piece:
@@ -153,9 +158,12 @@ def scaled_piece(job: Job, key: str, shape: tuple[int, ...], read: ReadTensor) -
     info = job.policy.view.info(key)
     layer = job.stored(key, shape, torch.bfloat16)
     if isinstance(layer, Fp8Linear) and layer.weight.dtype == E4M3 and job.is_linear(key):
-        return KeptFp8(job, key, shape, _kept_scales(job, key, shape, read))
+        scales = _kept_scales(job, key, shape, read)
+        # kernels on graphics cards take one number, or the first one of many for all
+        if all(scale.ndim == 0 for scale in scales.values()):
+            return KeptFp8(job, key, shape, scales)
     if BIG_LINEARS.match(key.removesuffix(".weight")) and key.endswith(".weight"):
-        return MadeFp8(job, key, shape)
+        return MadeFp8(job, key, shape, is_second=isinstance(layer, Fp8Linear))
     is_wide = layer is None and info.block is None and info.dtype in WIDE_DTYPES
     return Wide(job, key, shape, info.dtype if is_wide else torch.bfloat16)
 

@@ -128,6 +128,36 @@ def test_fp8_weights_keep_their_bits_and_scales(transformer, golden_dir, tmp_pat
         assert_equal(weights(path, dtype), weights(tmp_path / "source.safetensors", dtype))
 
 
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_scales_of_rows_become_one_for_each_weight_as_other_tools_read_them(dialect, transformer, tmp_path, caplog):
+    """Kernels of ComfyUI refuse any other scale on a graphics card, or take its first number for all rows."""
+    tensors = load_file(transformer)
+    rows = ("double_blocks.0.img_attn_qkv", "single_blocks.1.linear1", "double_blocks.1.txt_mod.linear")
+    for name in rows:
+        scale = tensors[f"{name}.weight"].abs().amax(1, keepdim=True) / 448
+        tensors |= {f"{name}.weight": (tensors[f"{name}.weight"] / scale).to(E4M3), f"{name}.scale_weight": scale}
+    config = json.dumps(dict(open_checkpoint(transformer).config))
+    save_file(tensors, tmp_path / "source.safetensors", metadata={"config": config})
+    before = weights(tmp_path / "source.safetensors")
+    save_as(tmp_path / "source.safetensors", tmp_path / "m.safetensors", dialect=dialect, precision="fp8_scaled")
+    saved, after = load_file(tmp_path / "m.safetensors"), weights(tmp_path / "m.safetensors")
+    assert {value.shape for name, value in saved.items() if name.endswith(".scale_weight")} == {()}
+    assert all(
+        (after[f"{name}.weight"] - before[f"{name}.weight"]).norm() <= 0.04 * before[f"{name}.weight"].norm()
+        for name in rows
+    )
+    assert "m.safetensors: 2 fp8 weights are rounded a second time, such as double_blocks.0.img_attn_qkv" in caplog.text
+
+
+def test_parts_of_one_weight_share_their_scale_and_so_come_home_bit_for_bit(transformer, tmp_path, caplog):
+    path, home, direct = (tmp_path / f"{name}.safetensors" for name in ("parts", "home", "direct"))
+    save_as(transformer, path, dialect="diffusers", precision="fp8_scaled")
+    save_as(path, home, dialect="official", precision="fp8_scaled")
+    save_as(transformer, direct, dialect="official", precision="fp8_scaled")
+    assert home.read_bytes() == direct.read_bytes()
+    assert "a second time" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("container", "precision"),
     [
