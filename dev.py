@@ -216,7 +216,8 @@ def lint(use_venv: bool, arguments: list[str]) -> int:
 
 def bench(use_venv: bool, arguments: list[str]) -> int:
     """One script of benchmarks/ with its arguments."""
-    known = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
+    paths = (ROOT / "benchmarks").glob("*.py")
+    known = sorted(path.stem for path in paths if "__main__" in path.read_text(encoding="utf-8"))
     name, *rest = arguments or [""]
     if name not in known:
         stop(f"bench {name}: expected the name of a benchmark: {', '.join(known) or 'there are none'}")

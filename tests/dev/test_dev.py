@@ -203,7 +203,8 @@ def test_lint_runs_every_checker_and_fails_with_any(dev, ran) -> None:
 
 def test_bench_knows_its_scripts(dev, ran) -> None:
     (dev.ROOT / "benchmarks").mkdir()
-    (dev.ROOT / "benchmarks" / "forward.py").touch()
+    (dev.ROOT / "benchmarks" / "forward.py").write_text('if __name__ == "__main__": ...', encoding="utf-8")
+    (dev.ROOT / "benchmarks" / "what_scripts_share.py").touch()
     assert dev.main(["bench", "forward", "--steps", "3", "--no-venv"]) == 0
     assert ran.commands[-1][1:] == [str(dev.ROOT / "benchmarks" / "forward.py"), "--steps", "3"]
     assert ran.variables[-1]["PYTHONPATH"].startswith(str(dev.ROOT / "alias"))
