@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..loading.coverage import listed
+from ..loading.coverage import counted, listed
 
 SIZE_UNIT = 10**9
 Row = tuple[str, str | int | tuple[str, ...] | None]
@@ -110,7 +110,8 @@ class Findings:
 
     def beside_words(self) -> str:
         """What else lies in the file; empty if nothing."""
-        return f"{len(self.beside)} tensors belong to something else: {listed(self.beside)}" if self.beside else ""
+        count = counted(len(self.beside), "tensor")
+        return f"{count} of something else: {listed(self.beside)}" if self.beside else ""
 
     def summary(self) -> str:
         """What was found, without what it means for the rest of a workflow."""
@@ -135,7 +136,10 @@ class Findings:
             *(("hint", hint) for hint in self.hints),
             ("layout", self._layout()),
             ("precision", self.precision),
-            ("parameters", self.num_tensors and f"{count_words(self.num_parameters)} in {self.num_tensors} tensors"),
+            (
+                "parameters",
+                self.num_tensors and f"{count_words(self.num_parameters)} in {counted(self.num_tensors, 'tensor')}",
+            ),
             ("in memory", ", ".join(f"{size_words(size)} {words}" for words, size in self.memory.items())),
             ("complete", self.coverage),
             ("besides", self.beside_words()),
@@ -160,8 +164,8 @@ class Findings:
         return [
             ("changes", lora.kinds and f"{', '.join(lora.kinds)}{ranks}: {lora.targets}"),
             ("fits", f"{lora.matched} of {lora.expected} layers are in {lora.model}"),
-            ("strays", lora.strays and f"{len(lora.strays)} tensors without a place: {listed(lora.strays)}"),
-            ("not applied", lora.text_encoder and f"{lora.text_encoder} tensors for text encoders"),
+            ("strays", lora.strays and f"{counted(len(lora.strays), 'tensor')} without a place: {listed(lora.strays)}"),
+            ("not applied", lora.text_encoder and f"{counted(lora.text_encoder, 'tensor')} for text encoders"),
             ("refused", None if lora.refusal == self.problem else lora.refusal),
         ]
 

@@ -10,13 +10,13 @@ from math import prod
 from ..config import HYVIDEO_T2_CFGDISTILL, ClipTextConfig, LlamaConfig, TransformerConfig
 from ..loading import Checkpoint, DetectedTransformer, DetectedVae, recognise
 from ..loading.containers import ShardedFiles
-from ..loading.coverage import Coverage
+from ..loading.coverage import Coverage, listed
 from ..loading.detect import TRANSFORMER_PROBES
-from ..loading.fp8_policies import CastFp8
+from ..loading.fp8_policies import StoredFp8, fp8_weights
 from ..loading.gguf import GgufFile
 from ..loading.key_maps import TRANSFORMER_DIALECTS, find_view
 from ..loading.pickle_file import PickleFile
-from ..loading.policies import PlainWeights, find_policy
+from ..loading.policies import LinearPolicy, PlainWeights, find_policy
 from ..loading.text import LLAMA3_ROWS, clip_view, llama_view, parts_aside
 from ..loading.variants import size_words, transformer_variant
 from ..quantization.on_load import BIG_LINEARS
@@ -31,6 +31,7 @@ OTHER_VOCABULARY = (
 )
 BLOCK = re.compile(r"(double|single|single_transformer|transformer)_blocks\.(\d+)\.")
 CONTAINERS = ((GgufFile, "GGUF"), (PickleFile, "PyTorch pickle"))
+PLAIN_CAST = "fp8 weights have neither scales nor marks beside them, which makes them a plain cast, used as it is"
 SCALES_UNKNOWN = (
     "headers do not tell plain fp8 weights from those of the official release, whose scales are in a second file "
     "(..._map.pt): the loader looks at the weights, and asks for that file if it is needed"
@@ -69,7 +70,10 @@ def transformer_findings(checkpoint: Checkpoint, detected: DetectedTransformer, 
     found = file_findings(checkpoint)
     config = detected.config
     variant = transformer_variant(config)
-    may_need_scales = isinstance(detected.policy, CastFp8) and isinstance(checkpoint, HeaderOnly | HeaderOnlyPickle)
+    notes = _cast_notes(detected.policy)
+    # a loader has looked at the numbers, and refused the file if they are scaled
+    if notes and isinstance(checkpoint, HeaderOnly | HeaderOnlyPickle):
+        notes = (*notes, SCALES_UNKNOWN)
     described = replace(
         found,
         variant=f"{variant.words}; {model_words(config)}",
@@ -80,9 +84,20 @@ def transformer_findings(checkpoint: Checkpoint, detected: DetectedTransformer, 
         precision=_precision(detected.policy.label, found),
         memory={**found.memory, **_made_fp8(detected)},
         needs=transformer_needs(config),
-        notes=(SCALES_UNKNOWN,) if may_need_scales else (),
+        notes=notes,
     )
     return _covered(described, cover)
+
+
+def _cast_notes(policy: LinearPolicy) -> tuple[str, ...]:
+    """What headers say of fp8 weights without scales."""
+    weights = fp8_weights(policy.view)
+    bare = [name for name in weights if isinstance(policy, StoredFp8) and not policy.has_scale(name)]
+    if not bare:
+        return ()
+    if bare == weights:
+        return (f"all {PLAIN_CAST}",)
+    return (f"{len(bare)} of {len(weights)} {PLAIN_CAST}: {listed(bare)}",)
 
 
 def _made_fp8(detected: DetectedTransformer) -> dict[str, int]:
@@ -131,19 +146,21 @@ def llama_findings(checkpoint: Checkpoint, config: LlamaConfig, cover: Coverage)
     """Findings on a language model file that was opened."""
     found = file_findings(checkpoint)
     view = llama_view(checkpoint)
+    policy = find_policy(view)
     layers = f"{config.num_layers} layers, {config.hidden_size} wide, {config.vocab_size} rows"
     beside, usual = parts_aside(cover), LlamaConfig()
     is_llama3 = config.hidden_size == usual.hidden_size and config.vocab_size in LLAMA3_ROWS
     notes = (
         f"holds {beside} besides, which text to video does not need" if beside else None,
         OTHER_VOCABULARY if config.hidden_size == usual.hidden_size and not is_llama3 else None,
+        *_cast_notes(policy),
     )
     described = replace(
         found,
         variant=f"Llama-3 8B; {layers}" if is_llama3 and config.num_layers == usual.num_layers else layers,
         dialect="transformers' names",
         prefix=view.prefix,
-        precision=_precision(find_policy(view).label, found),
+        precision=_precision(policy.label, found),
         memory=_memory(checkpoint, cover),
         needs=encoder_needs("llm", config),
         notes=tuple(filter(None, notes)),

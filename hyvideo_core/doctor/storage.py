@@ -112,4 +112,6 @@ def _is_nvfp4(name: str, info: TensorInfo, tensors: Mapping[str, TensorInfo]) ->
 def _percent(share: float) -> str:
     if share < 0.0001:
         return "under 0.01%"
-    return f"{share:.0%}" if share >= 0.01 else f"{share:.2%}"
+    if 0.9999 < share < 1:
+        return "over 99.99%"
+    return f"{share:.0%}" if 0.01 <= share < 0.995 or share == 1 else f"{share:.2%}"

@@ -21,6 +21,7 @@ from ..quantization import Fp8Linear, Nvfp4Linear, StoredLinear
 from ..quantization.base import frozen
 from ..quantization.nvfp4 import BLOCK, packed_order, tiled_shape
 from .checkpoint import Checkpoint, ReadTensor
+from .coverage import counted
 from .fp8_policies import UNUSED_NAMES, StoredFp8, are_scaled, beside_weight, fp8_weights, joined_scales, under_prefix
 from .key_maps import KeyView
 
@@ -44,7 +45,9 @@ class ComfyQuant(StoredFp8):
     def label(self) -> str:
         """See LinearPolicy.label."""
         counts = Counter(str(mark["format"]) for mark in self.formats.values())
-        return "ComfyUI quantized: " + ", ".join(f"{count} layers {name}" for name, count in counts.most_common())
+        return "ComfyUI quantized: " + ", ".join(
+            f"{counted(count, 'layer')} {name}" for name, count in counts.most_common()
+        )
 
     @classmethod
     def find(cls, view: KeyView) -> ComfyQuant | None:
@@ -61,12 +64,14 @@ class ComfyQuant(StoredFp8):
         if unknown:
             name, count = unknown.most_common(1)[0]
             raise WrongModelError(
-                f"{view.checkpoint.name}: {count} layers are stored as {name}, which is not read; "
+                f"{view.checkpoint.name} has {counted(count, 'layer')} stored as {name}, which is not read; "
                 f"use a file of {', '.join(KNOWN)}, or the bf16 one"
             )
         cls(view, formats)._check_companions()
         bare = [name for name in fp8_weights(view) if name.removesuffix(".weight") not in formats]
-        if are_scaled(view.checkpoint, bare):
+        unmarked = [name for name in bare if beside_weight(name, "weight_scale") in view.checkpoint.tensors]
+        if unmarked or are_scaled(view.checkpoint, bare):
+            bare = unmarked or bare
             raise WrongModelError(
                 f"{view.checkpoint.name} does not say how {len(bare)} of its fp8 weights are scaled, such as "
                 f"{bare[0]}; it is incomplete: download it again, or use the bf16 file"

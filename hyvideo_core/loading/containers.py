@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import CheckpointError, CorruptFileError, UntrustedFileError
 from .checkpoint import Checkpoint, ReadTensor, TensorInfo, parse_config
+from .coverage import enumerated
 from .gguf import GGUF_SUFFIXES, open_gguf
 from .pickle_file import PICKLE_SUFFIXES, open_pickle
 from .safetensors_file import SAFETENSORS_SUFFIXES, open_safetensors
@@ -125,7 +126,7 @@ def _open_index(index: Path, path: Path | None = None) -> Checkpoint:
         lost = [name for name, home in homes.items() if home is shard and name not in shard.tensors]
         if lost:
             raise CorruptFileError(
-                f"{file_name} lacks {len(lost)} tensors that {index.name} promises, such as {', '.join(lost[:3])}; "
+                f"{file_name} lacks {enumerated(lost, 'tensor')} (promised by {index.name}); "
                 "download the whole model again"
             )
     return _joined(path or index, homes, _folder_config(folder))

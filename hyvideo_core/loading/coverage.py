@@ -53,11 +53,11 @@ class Coverage:
             return None
         problems = []
         if self.missing:
-            problems.append(f"lacks {len(self.missing)} tensors, such as {listed(self.missing)}")
+            problems.append(f"lacks {enumerated(self.missing, 'tensor')}")
         if self.stray:
-            problems.append(f"has unexpected {len(self.stray)} tensors, such as {listed(self.stray)}")
+            problems.append(f"has {enumerated(self.stray, 'unexpected tensor')}")
         if self.misshapen:
-            problems.append(f"has {len(self.misshapen)} tensors of another shape: {listed(self.misshapen)}")
+            problems.append(f"has {counted(len(self.misshapen), 'tensor')} of another shape: {listed(self.misshapen)}")
         return (
             f"{', and it '.join(problems)} ({self.matched} of {self.expected} fit); "
             "it is incomplete, damaged or of a model that this pack does not know"
@@ -103,6 +103,17 @@ def misshapen(wanted: Shapes, found: Shapes) -> tuple[str, ...]:
         for key, shape in wanted.items()
         if squeezed(found[key]) != squeezed(shape)
     )
+
+
+def counted(number: int, noun: str) -> str:
+    """So many of something: 1 tensor, 2 tensors."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def enumerated(names: Collection[str], noun: str) -> str:
+    """How many of something, and which: all of a few, else the first few."""
+    such_as = ", such as" if len(names) > NUM_SHOWN else ":"
+    return f"{counted(len(names), noun)}{such_as} {listed(names)}"
 
 
 def listed(names: Collection[str] | Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 from ..config import TransformerConfig, VaeConfig
@@ -11,7 +12,7 @@ from .checkpoint import Checkpoint
 from .key_maps import TRANSFORMER_DIALECTS, VAE_DIALECTS, KeyView, find_view
 from .policies import LinearPolicy, find_policy
 from .recognise import holds, recognise, refusal
-from .settings import number, whole
+from .settings import configured, number, whole
 from .variants import transformer_variant
 
 TRANSFORMER_PROBES = (
@@ -99,7 +100,8 @@ def transformer_config(view: KeyView) -> TransformerConfig:
     hidden_size, in_channels, *patch = _shape(view, "img_in.proj.weight", 5)
     head_size = _head_size(view, hidden_size)
     pooled = "vector_in.in_layer.weight"
-    return TransformerConfig(
+    make = partial(
+        TransformerConfig,
         hidden_size=hidden_size,
         num_heads=hidden_size // head_size,
         num_double_blocks=_count(view, "double_blocks.{}.img_attn_proj.weight"),
@@ -116,6 +118,7 @@ def transformer_config(view: KeyView) -> TransformerConfig:
         num_refiner_blocks=_count(view, "txt_in.individual_token_refiner.blocks.{}.self_attn_qkv.weight"),
         rope_theta=number(view.checkpoint, view.checkpoint.config, "rope_theta", default=256.0),
     )
+    return configured(view.checkpoint, make)
 
 
 def vae_config(view: KeyView) -> VaeConfig:
@@ -134,7 +137,8 @@ def vae_config(view: KeyView) -> VaeConfig:
     channels = tuple(
         _shape(view, f"encoder.down_blocks.{level}.resnets.0.conv1.conv.weight", 5)[0] for level in range(levels)
     )
-    return VaeConfig(
+    make = partial(
+        VaeConfig,
         block_channels=channels,
         layers_per_block=_count(view, "encoder.down_blocks.0.resnets.{}.conv1.conv.weight"),
         latent_channels=_shape(view, "post_quant_conv.weight", 5)[1],
@@ -145,6 +149,7 @@ def vae_config(view: KeyView) -> VaeConfig:
         sample_size=given("sample_size", default=defaults.sample_size),
         sample_frames=given("sample_tsize", default=defaults.sample_frames),
     )
+    return configured(checkpoint, make)
 
 
 def _head_size(view: KeyView, hidden_size: int) -> int:

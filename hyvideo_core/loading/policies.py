@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ..errors import WrongModelError
 from .comfy_quant import ComfyQuant
+from .coverage import enumerated
 from .fp8_policies import CastFp8, OfficialFp8, ScaledFp8
 from .gguf_policy import GgufBlocks
 from .key_maps import KeyView
@@ -59,6 +60,6 @@ def _refuse_packed(policy: LinearPolicy) -> None:
     if packed:
         dtype = str(checkpoint.tensors[packed[0]].dtype).removeprefix("torch.")
         raise WrongModelError(
-            f"{checkpoint.name}: {len(packed)} weights are stored as {dtype}, such as {packed[0]}, a quantization that "
-            "is not read; use a bf16, fp8, nvfp4 or GGUF file"
+            f"{checkpoint.name} stores weights as {dtype}, a quantization that is not read "
+            f"({enumerated(packed, 'weight')}); use a bf16, fp8, nvfp4 or GGUF file"
         )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeVar
 
 from ..errors import ConfigError
 from .checkpoint import Checkpoint
+
+ConfigT = TypeVar("ConfigT")
 
 
 def number(checkpoint: Checkpoint, given: Mapping[str, Any], *names: str, default: float) -> float:
@@ -59,6 +61,18 @@ def choice(checkpoint: Checkpoint, given: Mapping[str, Any], name: str, options:
             f"correct {name} in the file's config metadata"
         )
     return value
+
+
+def configured(checkpoint: Checkpoint, make: Callable[[], ConfigT]) -> ConfigT:
+    """What `make` gives, a configuration of sizes that were read before.
+
+    Raises:
+        ConfigError: the sizes contradict each other; names the file.
+    """
+    try:
+        return make()
+    except ConfigError as error:
+        raise ConfigError(f"{checkpoint.name}: {error}") from error
 
 
 def _first(given: Mapping[str, Any], names: tuple[str, ...]) -> tuple[Any, str]:

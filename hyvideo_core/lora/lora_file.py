@@ -13,6 +13,7 @@ from torch import nn
 from ..config import HYVIDEO_T2_CFGDISTILL, TransformerConfig
 from ..errors import CorruptFileError, WrongModelError
 from ..loading.checkpoint import Checkpoint, ReadTensor
+from ..loading.coverage import counted
 from ..loading.recognise import refusal
 from .blocks import BlockFilter, describe_blocks
 from .dialects import dialect_words, style_words
@@ -257,7 +258,7 @@ def _check_overlaps(lora: LoraFile) -> None:
 
 def _tensors(names: tuple[str, ...], kind: str = "") -> str:
     """How many, and which."""
-    return f"{len(names)} {kind}tensor{'s' * (len(names) != 1)}{f' ({_such_as(names)})' if names else ''}"
+    return f"{counted(len(names), f'{kind}tensor')}{f' ({_such_as(names)})' if names else ''}"
 
 
 def _such_as(names: Iterable[str], limit: int = NUM_SHOWN) -> str:

@@ -120,7 +120,7 @@ def test_an_incomplete_model_is_refused_by_its_loader(broken, run_node):
         name: tensor.clone() for name, tensor in load_file(path).items() if name != "single_blocks.1.linear2.bias"
     }
     save_file(weights, path, metadata=metadata)
-    with pytest.raises(WrongModelError, match=r"lacks 1 tensors, such as single_blocks\.1\.linear2\.bias"):
+    with pytest.raises(WrongModelError, match=r"lacks 1 tensor: single_blocks\.1\.linear2\.bias"):
         run_node("HYVLoadModel", model="tiny.safetensors")
 
 

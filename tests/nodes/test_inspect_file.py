@@ -125,6 +125,6 @@ def test_tensors_of_something_else_are_a_warning(folder, caplog):
         metadata = file.metadata()
     save_file(load_file(path) | {"first_stage_model.x": torch.zeros(1)}, path, metadata=metadata)
     output = HYVLoadTextEncoders.execute("tiny_llama.safetensors", "tiny_clip.safetensors", "auto")
-    assert "1 tensors belong to something else: first_stage_model.x" in output.ui["text"][0]
+    assert "1 tensor of something else: first_stage_model.x" in output.ui["text"][0]
     warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert any("first_stage_model.x" in message for message in warnings)

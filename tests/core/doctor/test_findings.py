@@ -133,7 +133,37 @@ def test_plain_fp8_is_told_with_what_headers_leave_open(t2v, write):
     table = {name: entry for name, entry in table.items() if not name.endswith("unused")}
     findings = inspect(write("m_fp8.safetensors", table))
     assert findings.precision.startswith("fp8 (e4m3fn) without scales; fp8 e4m3fn 97%, bf16 3%")
-    assert "_map.pt" in findings.notes[0]
+    assert findings.notes[0].startswith("all fp8 weights have neither scales nor marks beside them")
+    assert "_map.pt" in findings.notes[1]
+
+
+def marked(table, lost):
+    """A file of ComfyUI's newer layout; `lost` are tensors that it has no longer."""
+    layers = [n.removesuffix(".weight") for n in scaled(table, "weight_scale", []) if n.endswith(".weight_scale")]
+    layers = [n.removesuffix("_scale").removesuffix(".weight") for n in layers]
+    marks = {"layers": {n: {"format": "float8_e4m3fn"} for n in layers if f"{n}.comfy_quant" not in lost}}
+    table = {n: entry for n, entry in scaled(table, "weight_scale", []).items() if n not in lost}
+    return table, {"_quantization_metadata": json.dumps(marks)}
+
+
+def test_a_lost_mark_is_told_from_the_header_alone(t2v, write):
+    layer = "single_blocks.7.linear2"
+    findings = inspect(write("m.safetensors", *marked(t2v, {f"{layer}.comfy_quant"})))
+    assert f"does not say how 1 of its fp8 weights are scaled, such as {layer}.weight" in findings.problem
+    # without its scale too, it is a layer that was cast, as far as a header tells
+    findings = inspect(write("m.safetensors", *marked(t2v, {f"{layer}.comfy_quant", f"{layer}.weight_scale"})))
+    assert findings.is_sound
+    assert findings.notes[0].startswith("1 of 320 fp8 weights have neither scales nor marks beside them")
+    assert findings.notes[0].endswith(f": {layer}.weight")
+
+
+@pytest.mark.parametrize(
+    ("num_fp8", "words"), [(1, "bf16 over 99.99%, fp8 e4m3fn under 0.01%"), (3072 * 8, "bf16 99.81%, fp8 e4m3fn 0.19%")]
+)
+def test_shares_never_round_to_all(num_fp8, words, t2v, write):
+    table = t2v | {"img_in.proj.bias": ([3072], "bfloat16"), "guidance_in.mlp.0.weight": ([3072, 256], "bfloat16")}
+    other = {"a.x": ([num_fp8 * 1000], "float8_e4m3fn")}
+    assert inspect(write("m.safetensors", table | other)).precision.endswith(words)
 
 
 @pytest.mark.parametrize("suffix", ["scale_weight", "fp8_scale"])
@@ -176,7 +206,7 @@ def test_marks_in_tensors_are_read_and_nothing_else(t2v, write, monkeypatch):
     monkeypatch.setattr(SafetensorsFile, "reading", spy)
     findings = inspect(path)
     assert findings.problem is None
-    assert findings.precision.startswith("ComfyUI quantized: 1 layers float8_e4m3fn")
+    assert findings.precision.startswith("ComfyUI quantized: 1 layer float8_e4m3fn")
     assert set(read) == {f"{wanted}.comfy_quant"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -212,9 +213,9 @@ def test_scaled_fp8_without_all_of_its_scales_is_refused_rather_than_read_as_noi
 def test_a_missing_or_unknown_tensor_is_named(manifest_dir):
     table = manifest(manifest_dir, "hunyuanvideo_t2v_plain_transformer.official")
     incomplete = {name: entry for name, entry in table.items() if name != "final_layer.linear.bias"}
-    with pytest.raises(WrongModelError, match=r"lacks 1 tensors, such as final_layer\.linear\.bias"):
+    with pytest.raises(WrongModelError, match=r"lacks 1 tensor: final_layer\.linear\.bias"):
         build_transformer(detect_transformer(from_table(incomplete)), dtype=torch.bfloat16, device=META)
-    with pytest.raises(WrongModelError, match="has unexpected 1 tensors, such as surprise"):
+    with pytest.raises(WrongModelError, match="has 1 unexpected tensor: surprise"):
         stranger = from_table(table | {"surprise": ([1], "float32")})
         build_transformer(detect_transformer(stranger), dtype=torch.bfloat16, device=META)
 
@@ -261,6 +262,16 @@ def test_rope_axes_that_are_none_are_refused(axes, manifest_dir):
         detect_transformer(replace(table, config={"rope_dim_list": axes}))
 
 
+@pytest.mark.parametrize("axes", [[4, 6, 6], [15, 57, 56]])
+def test_settings_that_contradict_the_sizes_name_their_file(axes, manifest_dir):
+    table = from_table(manifest(manifest_dir, "hunyuanvideo_t2v_plain_transformer.official"))
+    with pytest.raises(ConfigError, match=rf"^{re.escape(table.name)}: rope axes .* add up to the head size 128"):
+        detect_transformer(replace(table, config={"rope_dim_list": axes}))
+    vae = from_table(manifest(manifest_dir, "hunyuanvideo_vae.official"))
+    with pytest.raises(ConfigError, match=rf"^{re.escape(vae.name)}: channels .* 48 norm groups"):
+        detect_vae(replace(vae, config={"norm_num_groups": 48}))
+
+
 @pytest.mark.parametrize(
     "name",
     ["img_in.proj.weight", "final_layer.linear.weight", "txt_in.individual_token_refiner.blocks.0.mlp.fc1.weight"],
@@ -282,7 +293,7 @@ def test_a_vae_without_its_encoder_is_refused(manifest_dir):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"final_layer.linear.bias": None}, r"lacks 1 tensors, such as final_layer\.linear\.bias"),
+        ({"final_layer.linear.bias": None}, r"lacks 1 tensor: final_layer\.linear\.bias"),
         ({"time_in.mlp.0.weight": ([3072, 128], "bfloat16")}, r"time_in\.mlp\.0\.weight is \[3072, 128\], expected"),
     ],
 )

@@ -238,7 +238,7 @@ def test_a_scale_of_a_layer_that_does_not_exist_is_a_stray(source, write):
     for layer, (weight, scale) in source.scaled().items():
         tensors |= {f"{layer}.weight": weight, f"{layer}.scale_weight": scale}
     path = write(source.with_layers(tensors | {"single_blocks.9.linear1.scale_weight": torch.ones(1)}))
-    with pytest.raises(WrongModelError, match=r"unexpected 1 tensors, such as single_blocks\.9\.linear1\.scale_weight"):
+    with pytest.raises(WrongModelError, match=r"has 1 unexpected tensor: single_blocks\.9\.linear1\.scale_weight"):
         build(path)
 
 
@@ -371,7 +371,7 @@ def test_nvfp4_is_widened_in_both_orders_of_its_scales(is_tiled, source, write):
 @pytest.mark.parametrize(
     ("words", "error", "message"),
     [
-        ({"format": "mxfp8"}, WrongModelError, r"1 layers are stored as mxfp8, which is not read"),
+        ({"format": "mxfp8"}, WrongModelError, r"has 1 layer stored as mxfp8, which is not read"),
         ({}, WrongModelError, "stored as None, which is not read"),
         ({"format": "nvfp4"}, CorruptFileError, "marks single_blocks.0.linear1 as nvfp4 and lacks its weight_scale_2"),
     ],

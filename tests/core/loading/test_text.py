@@ -139,8 +139,8 @@ def test_a_whole_llava_is_read_and_its_vision_tower_is_named(rename, headers):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model.layers.15.self_attn.k_proj.weight": None}, r"lacks 1 tensors, such as layers\.15\.self_attn\.k_proj"),
-        ({"model.layers.15.surprise": (1,)}, r"has unexpected 1 tensors, such as model\.layers\.15\.surprise"),
+        ({"model.layers.15.self_attn.k_proj.weight": None}, r"lacks 1 tensor: layers\.15\.self_attn\.k_proj"),
+        ({"model.layers.15.surprise": (1,)}, r"has 1 unexpected tensor: model\.layers\.15\.surprise"),
         (
             {"model.layers.15.mlp.up_proj.weight": (8, 8)},
             r"layers\.15\.mlp\.up_proj\.weight is \[8, 8\], expected \[14336, 4096",
@@ -195,9 +195,7 @@ def test_a_clip_that_is_not_whole_is_refused_from_its_header(headers):
     file = headers(
         "clip_l_text.CLIPTextModel", tensors={"text_model.encoder.layers.11.mlp.fc1.bias": None, "text_model.x": (1,)}
     )
-    with pytest.raises(
-        WrongModelError, match=r"lacks 1 tensors, such as encoder\.layers\.11\.mlp\.fc1\.bias, and it has un"
-    ):
+    with pytest.raises(WrongModelError, match=r"lacks 1 tensor: encoder\.layers\.11\.mlp\.fc1\.bias, and it has 1 un"):
         check_clip(file, detect_clip(file))
 
 
