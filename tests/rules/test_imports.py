@@ -11,7 +11,7 @@ import pytest
 # units of hyvideo_core: each may import only from the sets before its own
 CORE_LAYERS = (
     {"errors"},
-    {"config", "shapes"},
+    {"config", "fallback", "shapes"},
     {"attention"},
     {"model", "text_encoders", "vae"},
     {"quantization"},
@@ -29,7 +29,7 @@ NODE_FILE = 2
 
 # what comes with every ComfyUI, and what is probed where it is used
 PACKAGES = {"PIL", "av", "einops", "numpy", "safetensors", "tokenizers", "torch", "tqdm", "transformers"}
-OPTIONAL = {"comfy_kitchen", "flash_attn", "gguf", "sageattention", "spandrel", "triton"}
+OPTIONAL = {"comfy_kitchen", "flash_attn", "flash_attn_interface", "gguf", "sageattention", "spandrel", "triton"}
 HOST = {"comfy", "comfy_api", "comfy_execution", "execution", "folder_paths", "latent_preview", "server"}
 HOST_DOOR = "nodes/host/comfyui.py"
 

@@ -1,4 +1,4 @@
-"""Full attention through one function, whatever computes it.
+"""Attention by PyTorch alone: always there, always right.
 
 Shapes: B batch, L tokens, N heads, E head size.
 """
