@@ -103,7 +103,7 @@ def _resnets(widths: list[int], num_groups: int) -> nn.ModuleList:
     return nn.ModuleList([ResnetBlock(a, b, num_groups) for a, b in pairwise(widths)])
 
 
-def _layers(blocks: nn.ModuleList) -> Iterator[nn.Module]:
+def layers_of(blocks: nn.ModuleList) -> Iterator[nn.Module]:
     """Every layer in order.
 
     Walked here and not in a `forward` of each block, because a block's caller would hold the block's (large) input
@@ -112,6 +112,11 @@ def _layers(blocks: nn.ModuleList) -> Iterator[nn.Module]:
     for block in blocks:
         for layers in block.children():
             yield from layers.children()
+
+
+def run_layer(layer: nn.Module, x: Tensor) -> Tensor:
+    """The layer's output; with grad off, x is gone."""
+    return layer(x, reuse=True) if isinstance(layer, ResnetBlock) else layer(x)
 
 
 class Encoder(nn.Module):
@@ -132,10 +137,10 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, 3, F, H, W] to [B, 2C, T, h, w]."""
         x = self.conv_in(x)
-        for layer in _layers(self.down_blocks):
-            x = layer(x)
+        for layer in layers_of(self.down_blocks):
+            x = run_layer(layer, x)
         x = self.mid_block(x)
-        return self.conv_out(norm_silu(self.conv_norm_out, x))
+        return self.conv_out(norm_silu(self.conv_norm_out, x, reuse=True))
 
 
 class Decoder(nn.Module):
@@ -156,9 +161,9 @@ class Decoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, T, h, w] to [B, 3, F, H, W]."""
         x = self.mid_block(self.conv_in(x))
-        for layer in _layers(self.up_blocks):
-            x = layer(x)
-        return self.conv_out(norm_silu(self.conv_norm_out, x))
+        for layer in layers_of(self.up_blocks):
+            x = run_layer(layer, x)
+        return self.conv_out(norm_silu(self.conv_norm_out, x, reuse=True))
 
 
 class VideoAutoencoder(nn.Module):

@@ -1,15 +1,16 @@
 """Building blocks of the causal 3D autoencoder.
 
 Shapes: x is [B, C, T, H, W]. Attributes that own weights carry the checkpoint's names.
-With grad off, blocks work in place on what they made themselves and walk long clips in pieces, which changes nothing
-but the peak of memory.
+With grad off, blocks work in place on what they made themselves, or on an input that nobody needs any more (`reuse`),
+and walk long clips in pieces, which changes nothing but the peak of memory.
 
 Source: Kong et al. 2024, "HunyuanVideo", sec. 4.1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from ..attention import sdpa
 
 NORM_EPS = 1e-6
 PIECE_ELEMENTS = 2**26
-"""Input elements that one convolution call takes at most (one frame at least) when grad is off."""
+"""Input elements that one call takes at most when grad is off: a convolution one frame at least, a norm one group."""
 
 FrameSource = Callable[[int, int], Tensor]
 """(first, stop) to those frames, [B, C, stop - first, H, W]."""
@@ -30,9 +31,33 @@ def group_norm(channels: int, num_groups: int) -> nn.GroupNorm:
     return nn.GroupNorm(num_groups, channels, eps=NORM_EPS)
 
 
-def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    """SiLU of the normalised input; one new tensor when grad is off."""
-    return F.silu(norm(x), inplace=not torch.is_grad_enabled())
+def norm_silu(norm: nn.GroupNorm, x: Tensor, *, reuse: bool = False) -> Tensor:
+    """SiLU of the normalised input; with grad off one new tensor, and none but a piece of it with `reuse`.
+
+    Groups know nothing of each other, so that their pieces have the whole's numbers, bit for bit.
+    """
+    if torch.is_grad_enabled() or x.numel() <= PIECE_ELEMENTS:
+        return F.silu(norm(x), inplace=not torch.is_grad_enabled())
+    out = x if reuse else torch.empty_like(x)
+    for sample, groups in group_pieces(norm, x):
+        channels = channels_of(norm, groups)
+        out[sample, channels] = F.group_norm(
+            x[sample, channels], groups.stop - groups.start, norm.weight[channels], norm.bias[channels], norm.eps
+        )
+    return F.silu(out, inplace=True)
+
+
+def group_pieces(norm: nn.GroupNorm, x: Tensor) -> Iterator[tuple[slice, slice]]:
+    """(samples, groups) of every piece of x that is normalised at once."""
+    step = min(norm.num_groups, max(1, PIECE_ELEMENTS * norm.num_groups // x[0].numel()))
+    for sample, first in product(range(x.shape[0]), range(0, norm.num_groups, step)):
+        yield slice(sample, sample + 1), slice(first, min(first + step, norm.num_groups))
+
+
+def channels_of(norm: nn.GroupNorm, groups: slice) -> slice:
+    """The channels of a run of groups."""
+    width = norm.num_channels // norm.num_groups
+    return slice(groups.start * width, groups.stop * width)
 
 
 class CausalConv3d(nn.Module):
@@ -44,32 +69,47 @@ class CausalConv3d(nn.Module):
         super().__init__()
         self.conv = nn.Conv3d(in_channels, out_channels, kernel_size, stride)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, T, H, W] to [B, C_out, ceil(T / st), ceil(H / sh), ceil(W / sw)]."""
-        return self.convolve(lambda first, stop: x[:, :, first:stop], x.shape[2], x[:, :, 0].numel())
+    def forward(self, x: Tensor, *, reuse: bool = False) -> Tensor:
+        """[B, C, T, H, W] to [B, C_out, ceil(T / st), ceil(H / sh), ceil(W / sw)].
 
-    def convolve(self, frames: FrameSource, num_frames: int, frame_elements: int) -> Tensor:
+        Args:
+            reuse: a long result may lie where x was.
+        """
+        out_channels = self.conv.out_channels
+        fits = reuse and out_channels <= x.shape[1] and self.conv.stride == (1, 1, 1)
+        return self.convolve(
+            lambda first, stop: x[:, :, first:stop],
+            x.shape[2],
+            x[:, :, 0].numel(),
+            into=x[:, :out_channels] if fits else None,
+        )
+
+    def convolve(
+        self, frames: FrameSource, num_frames: int, frame_elements: int, *, into: Tensor | None = None
+    ) -> Tensor:
         """The same on frames that are made when they are needed, so that the whole input never has to exist.
 
         Args:
-            frames: called with growing ranges.
+            frames: called with falling ranges.
             num_frames: T of the input.
             frame_elements: B * C * H * W of the input.
+            into: where a result of several pieces is written, the memory of the input's own frames included.
         """
         stride = self.conv.stride[0]
         num_out = (num_frames - 1) // stride + 1
         piece = max(1, PIECE_ELEMENTS // (frame_elements * stride))
         if torch.is_grad_enabled() or piece >= num_out:
             return self._convolve_range(frames, 0, num_out)
-        out: Tensor | None = None
-        for first in range(0, num_out, piece):
+        # the last frames first: no earlier frame needs what they overwrite
+        for first in reversed(range(0, num_out, piece)):
             stop = min(first + piece, num_out)
             part = self._convolve_range(frames, first, stop)
-            if out is None:
-                out = part.new_empty(*part.shape[:2], num_out, *part.shape[3:])
-            out[:, :, first:stop] = part
-        assert out is not None
-        return out
+            if into is None:
+                into = part.new_empty(*part.shape[:2], num_out, *part.shape[3:])
+            into[:, :, first:stop] = part
+            del part  # before the next one is made
+        assert into is not None
+        return into
 
     def _convolve_range(self, frames: FrameSource, first: int, stop: int) -> Tensor:
         """Output frames first..stop; each needs its own input frame and the kernel's reach before it."""
@@ -93,12 +133,22 @@ class ResnetBlock(nn.Module):
         self.conv2 = CausalConv3d(out_channels, out_channels)
         self.conv_shortcut = CausalConv3d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, T, H, W] to [B, C_out, T, H, W]."""
-        h = self.conv1(norm_silu(self.norm1, x))
-        h = self.conv2(norm_silu(self.norm2, h))
+    def forward(self, x: Tensor, *, reuse: bool = False) -> Tensor:
+        """[B, C, T, H, W] to [B, C_out, T, H, W].
+
+        Args:
+            reuse: x may be overwritten.
+        """
+        if torch.is_grad_enabled():
+            h = self.conv2(norm_silu(self.norm2, self.conv1(norm_silu(self.norm1, x))))
+            return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
+        # the shortcut first, so that the rest can lie where x was
         residual = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        return residual + h if torch.is_grad_enabled() else h.add_(residual)
+        h = norm_silu(self.norm1, x, reuse=reuse and residual is not x)
+        h = self.conv1(h, reuse=True)
+        h = norm_silu(self.norm2, h, reuse=True)
+        h = self.conv2(h, reuse=True)
+        return h.add_(residual) if residual is x else residual.add_(h)
 
 
 class FrameCausalAttention(nn.Module):
@@ -117,15 +167,27 @@ class FrameCausalAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, T, H, W] to the same."""
-        num_frames, frame = x.shape[2], x.shape[3] * x.shape[4]
+        frame = x.shape[3] * x.shape[4]
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)
         q, k, v = (linear(tokens).unsqueeze(2) for linear in (self.to_q, self.to_k, self.to_v))
-        seen = [
-            sdpa(q[:, stop - frame : stop], k[:, :stop], v[:, :stop])
-            for stop in range(frame, num_frames * frame + 1, frame)
-        ]
-        out = self.to_out[0](torch.cat(seen, dim=1).squeeze(2))
-        return x + out.transpose(1, 2).reshape(x.shape)
+        del tokens
+        seen = self._look_back(q, k, v, frame)
+        del q, k, v
+        out = self.to_out[0](seen.squeeze(2)).transpose(1, 2).reshape(x.shape)
+        return x + out  # not in place: x is laid out channels first, and out is not
+
+    @staticmethod
+    def _look_back(q: Tensor, k: Tensor, v: Tensor, frame: int) -> Tensor:
+        """Frame by frame, each [B, T * H * W, 1, C]; with grad off the result lies where the queries were."""
+        stops = range(frame, q.shape[1] + 1, frame)
+        seen = (sdpa(q[:, stop - frame : stop], k[:, :stop], v[:, :stop]) for stop in stops)
+        if torch.is_grad_enabled():
+            return torch.cat(list(seen), dim=1)
+        # the queries of several samples come transposed, and the layout decides how the next product is added up
+        out = q if q.is_contiguous() else torch.empty_like(q, memory_format=torch.contiguous_format)
+        for stop, one in zip(stops, seen, strict=True):
+            out[:, stop - frame : stop] = one
+        return out
 
 
 class MidBlock(nn.Module):

@@ -13,6 +13,8 @@ from hyvideo_nodes.hyvideo_core.vae.layers import (
     ResnetBlock,
     Upsample,
     enlarge_frames,
+    group_norm,
+    norm_silu,
 )
 
 
@@ -45,6 +47,36 @@ def test_pieces_of_a_clip_give_the_whole(
     with torch.no_grad():
         assert torch.allclose(layer(x), whole, atol=1e-6)
     assert whole.shape[2:] == tuple(-(-size // step) for size, step in zip(x.shape[2:], stride, strict=True))
+
+
+@pytest.mark.parametrize("out_channels", [4, 3])
+@pytest.mark.parametrize("piece", [1, 2, 3])
+def test_a_result_that_lies_where_its_input_was_is_the_same(
+    monkeypatch: pytest.MonkeyPatch, out_channels: int, piece: int
+) -> None:
+    layer, x = CausalConv3d(4, out_channels), torch.randn(2, 4, 7, 5, 6)
+    monkeypatch.setattr(layers, "PIECE_ELEMENTS", piece * x[:, :, 0].numel())
+    with torch.no_grad():
+        expected = layer(x)
+        out = layer(x, reuse=True)
+    assert torch.equal(out, expected)
+    assert out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("reuse", [False, True])
+@pytest.mark.parametrize("limit", [1, 150, 400])
+@pytest.mark.parametrize("shape", [(2, 12, 3, 5, 7), (1, 12, 1, 3, 3)])
+def test_groups_normalised_in_pieces_have_the_numbers_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, reuse: bool, limit: int, shape: tuple[int, ...]
+) -> None:
+    norm, x = group_norm(12, 4), 3 * torch.randn(shape) + 1
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    before, whole = x.clone(), norm_silu(norm, x).detach()
+    monkeypatch.setattr(layers, "PIECE_ELEMENTS", limit)
+    with torch.no_grad():
+        assert torch.equal(norm_silu(norm, x, reuse=reuse), whole)
+    assert reuse or torch.equal(x, before)
 
 
 def test_pieces_bound_what_one_convolution_reads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,10 +133,16 @@ def test_attention_sees_all_earlier_frames_and_none_later() -> None:
     assert changed_frames(layer, torch.randn(1, 8, 5, 2, 3), 2) == [False, False, True, True, True]
 
 
-@pytest.mark.parametrize("out_channels", [8, 4])
-def test_residual_block_gives_the_same_with_and_without_grad(out_channels: int) -> None:
+@pytest.mark.parametrize("out_channels", [8, 4, 16])
+@pytest.mark.parametrize("limit", [2**26, 1])
+def test_residual_block_gives_the_same_with_and_without_grad_and_where_its_input_was(
+    monkeypatch: pytest.MonkeyPatch, out_channels: int, limit: int
+) -> None:
     layer, x = ResnetBlock(8, out_channels, 2), torch.randn(1, 8, 3, 4, 4)
     before, expected = x.clone(), layer(x).detach()
+    monkeypatch.setattr(layers, "PIECE_ELEMENTS", limit)
     with torch.no_grad():
-        assert torch.equal(layer(x), expected)
-    assert torch.equal(x, before)
+        assert torch.allclose(layer(x), expected, atol=1e-6)
+        assert torch.equal(layer(x), expected) or limit == 1
+        assert torch.equal(x, before)
+        assert torch.allclose(layer(x, reuse=True), expected, atol=1e-6)
