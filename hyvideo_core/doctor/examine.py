@@ -92,6 +92,7 @@ def _lora(checkpoint: Checkpoint, found: Findings, model: DetectedTransformer | 
         matched=kind.coverage.matched,
         expected=kind.coverage.expected,
         strays=tuple(kind.coverage.stray),
+        unapplied=kind.coverage.unapplied,
         text_encoder=len(kind.coverage.text_encoder),
         refusal=kind.refusal,
     )

@@ -25,6 +25,7 @@ class LoraFindings:
         model: what it was compared with.
         matched, expected: layers that the model has, of those in the file.
         strays: tensors in the file that fit nothing in the model.
+        unapplied: kinds of change among the strays that are known and not applied, such as OFT.
         text_encoder: how many tensors are meant for text encoders, which are not applied.
         refusal: why the model cannot take it; None if it can.
     """
@@ -37,6 +38,7 @@ class LoraFindings:
     matched: int
     expected: int
     strays: tuple[str, ...] = ()
+    unapplied: tuple[str, ...] = ()
     text_encoder: int = 0
     refusal: str | None = None
 
@@ -165,6 +167,7 @@ class Findings:
             ("changes", lora.kinds and f"{', '.join(lora.kinds)}{ranks}: {lora.targets}"),
             ("fits", f"{lora.matched} of {lora.expected} layers are in {lora.model}"),
             ("strays", lora.strays and f"{counted(len(lora.strays), 'tensor')} without a place: {listed(lora.strays)}"),
+            ("not applied", lora.unapplied and f"changes by {' and '.join(lora.unapplied)}, which are among them"),
             ("not applied", lora.text_encoder and f"{counted(lora.text_encoder, 'tensor')} for text encoders"),
             ("refused", None if lora.refusal == self.problem else lora.refusal),
         ]

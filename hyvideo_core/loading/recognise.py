@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from ..errors import WrongModelError
 from .checkpoint import Checkpoint, TensorInfo
 from .signatures import (
+    ADAPTER,
+    ADAPTERS,
     FRAMEPACK,
     HOMES,
     NATIVE_CLIP,
@@ -25,11 +27,9 @@ from .signatures import (
     Signature,
 )
 
-LORA_ENDINGS = (
-    *(f"{dot}lora{mark}{side}" for dot in "._" for mark in "._" for side in ("down.weight", "up.weight")),
-    *(f".lora_{side}{adapter}" for side in "AB" for adapter in ("", ".weight", ".default.weight")),
-    *(".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
-    *(".hada_w1_a", ".lokr_w1", ".lokr_w1_a", ".diff", ".diff_b"),
+LORA_ENDING = re.compile(
+    r"(?:[._]lora(?:_linear_layer)?[._](?:down|up|A|B)(?:\.(?!bias$)[A-Za-z_]\w*)?(?:\.weight)?"
+    r"|\.(?:hada_[wt][12](?:_[ab])?|lokr_[wt][12](?:_[ab])?|diff|diff_b|set_weight))$"
 )
 LEAST_LORA_SHARE = 6  # one of so many names: files have alphas and further factors besides
 HUNYUAN_IMAGE_WIDTH = 3584
@@ -107,8 +107,11 @@ def recognise(checkpoint: Checkpoint) -> Kind:
 
 def recognise_tensors(tensors: Mapping[str, TensorInfo]) -> Kind:
     """What tensors of these names and shapes are."""
-    if sum(name.endswith(LORA_ENDINGS) for name in tensors) * LEAST_LORA_SHARE > len(tensors):
+    if are_mostly(tensors, lambda name: LORA_ENDING.search(name) is not None):
         return Kind("a LoRA", HOMES["lora"])
+    if are_mostly(tensors, lambda name: adapter_kind(name) is not None):
+        kinds = dict.fromkeys(kind for name in tensors if (kind := adapter_kind(name)))
+        return Kind(f"a file of {' and '.join(kinds)}, a kind of change that no node applies", ADAPTER)
     keys = Endings(tensors)
     for rule in RULES:
         kind = rule(keys)
@@ -118,6 +121,16 @@ def recognise_tensors(tensors: Mapping[str, TensorInfo]) -> Kind:
         words = "the scales (_map) of the official fp8 release, no model"
         return Kind(words, Home("models/diffusion_models", "the loader of the fp8 file beside which it belongs"))
     return Kind(f"something unknown ({len(tensors)} tensors{_such_as(tensors)})")
+
+
+def are_mostly(names: Collection[str], is_part: Callable[[str], bool]) -> bool:
+    """Whether so many of a file's tensors are of a kind that the file is: they have others beside them."""
+    return sum(map(is_part, names)) * LEAST_LORA_SHARE > len(names)
+
+
+def adapter_kind(name: str) -> str | None:
+    """Which kind of change a tensor belongs to that is like a LoRA and not applied; None for any other tensor."""
+    return next((kind for kind, endings in ADAPTERS.items() if name.endswith(endings)), None)
 
 
 def holds(checkpoint: Checkpoint, part: Part) -> bool:

@@ -42,6 +42,7 @@ PREVIEW_VAE = Home("models/vae_approx", None)
 UPSCALE = Home("models/upscale_models", "ComfyUI's Load Upscale Model")
 CONTROL = Home("models/controlnet", "ComfyUI's Load ControlNet Model")
 EMBEDDING = Home("models/embeddings", None)
+ADAPTER = Home("models/loras", None)
 FRAMEPACK = Home("models/diffusion_models", "a node pack made for FramePack")
 
 
@@ -150,6 +151,15 @@ VAES = (
     Signature("a video VAE", NATIVE_VAE, ("decoder.conv_in.conv.weight",)),
     Signature("an image VAE", NATIVE_VAE, ("decoder.conv_in.weight",)),
 )
+# changes of other kinds than LoRA, LoHa, LoKr, DoRA and differences, by the ends of their tensors' names
+ADAPTERS: dict[str, tuple[str, ...]] = {
+    "OFT or BOFT": (".oft_blocks", ".oft_diag"),
+    "OFT": (".oft_R", ".oft_R.weight", ".oft_R.default.weight"),
+    "BOFT": (".boft_R", ".boft_s"),
+    "GLoRA": (".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight"),
+    "IA3": (".on_input", ".ia3_l", ".ia3_l.weight"),
+    "VeRA": (".vera_lambda_b", ".vera_lambda_d"),
+}
 OTHERS = (
     Signature(
         "a CLIP text encoder in OpenAI's own layout", NATIVE_CLIP, ("transformer.resblocks.0.attn.in_proj_weight",)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ..loading.recognise import adapter_kind
+from ..loading.signatures import ADAPTERS
 from .targets import Target
 
 _ADAPTER = r"(?:\.(?!(?:weight|bias)$)[A-Za-z_]\w*)?"
@@ -29,6 +31,7 @@ PARTS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ),
 )
 """What a tensor is to its layer, by the end of its name, as trainers write it."""
+_COMPANIONS = {"alpha", "magnitude"}  # changes of other kinds have them too
 
 _TEXT_ENCODER = re.compile(
     r"(?:base_model\.model\.)?"
@@ -63,11 +66,14 @@ class GroupedNames:
     Attributes:
         bases: for each layer that the file names, its tensors by part.
         text_encoder: tensors meant for a text encoder.
+        unapplied: for each layer that the file changes in a way that is not applied, such as OFT, its tensors.
         unknown: tensors that are no part of a LoRA.
+        twice: tensors whose layer and part another tensor has already.
     """
 
     bases: dict[str, dict[str, str]] = field(default_factory=dict)
     text_encoder: list[str] = field(default_factory=list)
+    unapplied: dict[str, list[str]] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
     twice: list[str] = field(default_factory=list)
 
@@ -83,18 +89,33 @@ def split_name(name: str) -> SplitName | None:
 
 def group_names(names: Iterable[str]) -> GroupedNames:
     """Tensor names by the layer that they change."""
-    groups = GroupedNames()
+    groups, names = GroupedNames(), list(names)
+    unapplied = {_layer(name) for name in names if adapter_kind(name)}
     for name in names:
         split = split_name(name)
+        layer = split.base if split else _layer(name)
         if _TEXT_ENCODER.match(name):
             groups.text_encoder.append(name)
+        elif split is None and layer in unapplied:
+            groups.unapplied.setdefault(layer, []).append(name)
         elif split is None:
             groups.unknown.append(name)
         elif split.part in groups.bases.setdefault(split.base, {}):
             groups.twice.append(name)
         else:
             groups.bases[split.base][split.part] = name
+    for layer in unapplied:
+        # an alpha alone is none of a LoRA's
+        if layer in groups.unapplied and groups.bases.get(layer, {}).keys() <= _COMPANIONS:
+            groups.unapplied[layer] += groups.bases.pop(layer, {}).values()
     return groups
+
+
+def _layer(name: str) -> str:
+    """What stands before the end of the name of a tensor that is no part of a LoRA."""
+    kind = adapter_kind(name)
+    endings = ADAPTERS[kind] if kind else (".rescale", ".weight")
+    return next((name.removesuffix(end) for end in endings if name.endswith(end)), name)
 
 
 class NameTable:

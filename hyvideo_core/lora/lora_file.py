@@ -14,7 +14,7 @@ from ..config import HYVIDEO_T2_CFGDISTILL, TransformerConfig
 from ..errors import CorruptFileError, WrongModelError
 from ..loading.checkpoint import Checkpoint, ReadTensor
 from ..loading.coverage import counted
-from ..loading.recognise import refusal
+from ..loading.recognise import adapter_kind, are_mostly, refusal
 from .blocks import BlockFilter, describe_blocks
 from .dialects import dialect_words, style_words
 from .entries import Entry, read_entry
@@ -36,12 +36,14 @@ class Coverage:
         expected: those, and the layers of the file that the model does not have.
         stray: tensors without a place in the model.
         text_encoder: tensors for text encoders, which are not applied.
+        unapplied: kinds of change among the strays, such as OFT, that are known and not applied.
     """
 
     matched: int
     expected: int
     stray: tuple[str, ...] = ()
     text_encoder: tuple[str, ...] = ()
+    unapplied: tuple[str, ...] = ()
 
     @property
     def is_complete(self) -> bool:
@@ -50,6 +52,8 @@ class Coverage:
 
     def __str__(self) -> str:
         words = [f"{self.matched} of {self.expected} layers matched", f"{_tensors(self.stray, 'stray ')}"]
+        if self.unapplied:
+            words.append(f"among them {' and '.join(self.unapplied)}, which is not applied")
         if self.text_encoder:
             words.append(f"{_tensors(self.text_encoder)} for text encoders, not applied")
         return ", ".join(words)
@@ -181,18 +185,28 @@ def check_is_lora(checkpoint: Checkpoint, groups: GroupedNames) -> None:
 
 
 def is_lora(groups: GroupedNames) -> bool:
-    """Whether a file's names are a LoRA's: more than half are parts of changes."""
-    num_parts = sum(len(parts) for parts in groups.bases.values())
-    num_parts += sum(split_name(name) is not None for name in groups.text_encoder)
-    return num_parts > 0 and num_parts >= len(groups.unknown)
+    """Whether a file's names are a LoRA's: as many as `recognise` asks for are parts of changes."""
+    parts = {name for parts in groups.bases.values() for name in parts.values()}
+    parts.update(groups.twice, (name for name in groups.text_encoder if split_name(name)))
+    others = [name for names in groups.unapplied.values() for name in names]
+    return are_mostly({*parts, *groups.text_encoder, *groups.unknown, *others}, parts.__contains__)
 
 
 def coverage(groups: GroupedNames, places: Mapping[str, list[Place]]) -> Coverage:
     """How much of a file's names found a place."""
     matched = len({found[0].target.layer.name for found in places.values()})
     lost = [base for base in groups.bases if base not in places]
+    # a layer may be changed in both ways
+    unapplied = [layer for layer in groups.unapplied if layer not in groups.bases]
     stray = [name for base in lost for name in groups.bases[base].values()]
-    return Coverage(matched, matched + len(lost), (*stray, *groups.unknown), tuple(groups.text_encoder))
+    others = [name for names in groups.unapplied.values() for name in names]
+    return Coverage(
+        matched=matched,
+        expected=matched + len(lost) + len(unapplied),
+        stray=(*stray, *others, *groups.unknown),
+        text_encoder=tuple(groups.text_encoder),
+        unapplied=tuple(dict.fromkeys(kind for name in others if (kind := adapter_kind(name)))),
+    )
 
 
 def _refuse_foreign(

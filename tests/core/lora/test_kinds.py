@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from hyvideo_nodes.hyvideo_core.doctor import inspect
 from hyvideo_nodes.hyvideo_core.errors import CorruptFileError
 from hyvideo_nodes.hyvideo_core.loading import open_checkpoint
 from hyvideo_nodes.hyvideo_core.lora import Attached, load_lora, open_lora, with_loras, with_merged_loras
@@ -113,6 +114,13 @@ def test_each_form_is_its_formula(kind, name, alpha, model, apply):
     scale = 1.0 if alpha is None or rank is None else alpha / rank
     layer = apply(tensors, 0.7).get_submodule(name)
     check_layer(layer, plain.weight + 0.7 * scale * change, plain.bias)
+
+
+@pytest.mark.parametrize("kind", list(MAKERS))
+def test_the_doctor_knows_a_file_of_any_form_as_a_lora(kind, model, write):
+    parts, _, _ = MAKERS[kind](*model.get_submodule(NAME).weight.shape)
+    tensors = {f"{BASE}.{part}": tensor for part, tensor in parts.items()} | {f"{BASE}.alpha": torch.tensor(2.0)}
+    assert inspect(write(tensors).path).lora is not None
 
 
 @pytest.mark.parametrize("kind", list(MAKERS))

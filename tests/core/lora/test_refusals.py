@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hyvideo_nodes.hyvideo_core.config import HYVIDEO_T2_CFGDISTILL, tiny
+from hyvideo_nodes.hyvideo_core.doctor import inspect
 from hyvideo_nodes.hyvideo_core.errors import CorruptFileError, HyVideoError, WrongModelError
 from hyvideo_nodes.hyvideo_core.loading import open_checkpoint
 from hyvideo_nodes.hyvideo_core.loading.checkpoint import TensorInfo
@@ -68,6 +69,67 @@ def test_a_lora_for_text_encoders_alone_is_refused(config, write):
 def test_a_file_that_is_no_lora_is_named(model, config, write):
     with pytest.raises(WrongModelError, match="is a HunyuanVideo transformer; expected a LoRA"):
         open_lora(write(dict(model.state_dict())), config)
+
+
+UNAPPLIED = {
+    "OFT or BOFT": {"oft_blocks": (4, 16, 16), "alpha": ()},
+    "BOFT": {"boft_R.": (1, 4, 16, 16), "boft_s": (64, 1)},
+    "OFT": {"oft_R.default.weight": (4, 120)},
+    "GLoRA": {f"{part}.weight": (4, 4) for part in ("a1", "a2", "b1", "b2")} | {"alpha": ()},
+    "IA3": {"weight": (64, 1), "on_input": ()},
+    "VeRA": {"vera_lambda_b": (64,), "vera_lambda_d": (4,)},
+}
+
+
+def of_kind(kind: str, base: str) -> dict[str, torch.Tensor]:
+    return {f"{base}.{part}".rstrip("."): torch.ones(shape) for part, shape in UNAPPLIED[kind].items()}
+
+
+@pytest.mark.parametrize("kind", list(UNAPPLIED))
+def test_a_kind_of_change_that_is_not_applied_is_refused_by_its_name(kind, config, write):
+    file = write(of_kind(kind, BASE))
+    with pytest.raises(
+        WrongModelError, match=f"is a file of {kind}, a kind of change that no node applies; expected a"
+    ):
+        open_lora(file, config)
+    findings = inspect(file.path)
+    assert findings.kind == f"a file of {kind}, a kind of change that no node applies"
+    assert findings.opened_by is None and findings.folder == "models/loras"
+
+
+@pytest.mark.parametrize("kind", list(UNAPPLIED))
+def test_layers_of_another_kind_in_a_lora_are_strays_by_its_name(kind, config, write):
+    other = of_kind(kind, "lora_unet_double_blocks_1_img_attn_proj")
+    coverage = open_lora(write(pair(BASE) | other), config).coverage
+    assert (coverage.matched, coverage.expected, set(coverage.stray)) == (1, 2, set(other))
+    assert f"among them {kind}, which is not applied" in str(coverage)
+
+
+def test_a_layer_of_two_kinds_keeps_its_own_scale(config, write):
+    tensors = pair(BASE) | {f"{BASE}.oft_blocks": torch.ones(4, 16, 16), f"{BASE}.alpha": torch.tensor(6.0)}
+    lora = open_lora(write(tensors), config)
+    assert lora.coverage.stray == (f"{BASE}.oft_blocks",)
+    assert load_lora(lora, dtype=torch.float32)[lora.entries[0]].factor.scale == 3.0
+
+
+@pytest.mark.parametrize("num_others", [1, 2, 9, 11])
+def test_what_the_doctor_calls_a_lora_opens_however_much_else_it_holds(num_others, config, write):
+    file = write(pair(BASE) | {f"x.y{index}.weird": torch.ones(1) for index in range(num_others)})
+    if inspect(file.path).kind == "a LoRA":
+        assert len(open_lora(file, config).coverage.stray) == num_others
+    else:
+        with pytest.raises(WrongModelError, match="is something unknown"):
+            open_lora(file, config)
+
+
+@pytest.mark.parametrize("part", ["lora_A.mine.weight", "set_weight", "lora_up"])
+def test_the_doctor_knows_every_spelling_that_opens(part, config, write):
+    tensors = {f"{BASE}.{part}": torch.zeros(64, 64)}
+    if part.startswith("lora"):
+        tensors[f"{BASE}.{part.replace('lora_A', 'lora_B').replace('lora_up', 'lora_down')}"] = torch.zeros(64, 64)
+    file = write(tensors)
+    assert open_lora(file, config).coverage.is_complete
+    assert inspect(file.path).opened_by == "HunyuanVideo Load LoRA" or "another size" in str(inspect(file.path))
 
 
 FOREIGN = {
