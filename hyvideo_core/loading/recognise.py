@@ -110,8 +110,8 @@ def recognise_tensors(tensors: Mapping[str, TensorInfo]) -> Kind:
     if are_mostly(tensors, lambda name: LORA_ENDING.search(name) is not None):
         return Kind("a LoRA", HOMES["lora"])
     if are_mostly(tensors, lambda name: adapter_kind(name) is not None):
-        kinds = dict.fromkeys(kind for name in tensors if (kind := adapter_kind(name)))
-        return Kind(f"a file of {' and '.join(kinds)}, a kind of change that no node applies", ADAPTER)
+        adapters = dict.fromkeys(adapter for name in tensors if (adapter := adapter_kind(name)))
+        return Kind(f"a file of {' and '.join(adapters)}, a kind of change that no node applies", ADAPTER)
     keys = Endings(tensors)
     for rule in RULES:
         kind = rule(keys)

@@ -80,7 +80,7 @@ def foreign_family(checkpoint: Checkpoint, groups: GroupedNames) -> Family | Non
     if found is not None:
         return Family(f"{_WIDTHS[found]} ({found} wide)", is_certain=False)
     if looks_like_flux(groups.bases):
-        return Family("Flux (19 double and 38 single blocks, of the same sizes)", is_certain=False)
+        return Family("Flux (19 double and 38 single blocks, of the same names and sizes)", is_certain=True)
     return None
 
 

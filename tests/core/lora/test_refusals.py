@@ -173,9 +173,20 @@ def flux_shapes(num_double: int, num_single: int) -> dict[str, tuple[int, ...]]:
     )
 
 
-def test_flux_is_told_by_the_number_of_its_blocks_and_refused_by_its_metadata():
+def test_flux_in_diffusers_names_is_refused_too():
+    bases = [f"transformer.transformer_blocks.{i}.attn.to_q" for i in range(19)]
+    bases += [f"transformer.single_transformer_blocks.{i}.attn.to_q" for i in range(38)]
+    with pytest.raises(WrongModelError, match="is a LoRA for Flux"):
+        open_lora(header(pairs(bases)), HYVIDEO_T2_CFGDISTILL)
+    assert open_lora(header(pairs(bases[:-1])), HYVIDEO_T2_CFGDISTILL).family is None
+
+
+def test_flux_is_told_by_the_number_of_its_blocks_and_by_its_metadata():
     assert "Flux" in recognise_lora(header(flux_shapes(19, 38))).family
-    assert "Flux" in open_lora(header(flux_shapes(19, 38)), HYVIDEO_T2_CFGDISTILL).family.words
+    with pytest.raises(
+        WrongModelError, match=r"is a LoRA for Flux \(19 double and 38 single blocks, of the same names"
+    ):
+        open_lora(header(flux_shapes(19, 38)), HYVIDEO_T2_CFGDISTILL)
     assert recognise_lora(header(flux_shapes(20, 40))).family is None
     marked = header(flux_shapes(20, 40), **{"modelspec.architecture": "flux-1-dev/lora"})
     with pytest.raises(WrongModelError, match="is a LoRA for Flux"):
