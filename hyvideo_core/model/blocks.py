@@ -1,12 +1,18 @@
 """The two kinds of transformer block. Image tokens come first, text last; only image tokens have positions.
 
+Activations are made where they are needed and for as many tokens at a time as BlockSettings say; weights are used by
+rows, never split. What is alive in the worst moment, attention, is the tokens, their queries, keys and values, and
+attention's result: five times the tokens, or with groups of heads little more than twice.
+
 Shapes: B batch, L tokens, N heads, E head size, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,29 +20,21 @@ from torch import Tensor, nn
 
 from ..attention import AttentionBackend
 from ..config import TransformerConfig
-from .elementwise import Modulation, Rope, gated_residual, modulated_norm, rms_norm, rotate_image
+from .chunks import DEFAULT, BlockSettings, assembled, updated
+from .elementwise import Affine, HeadNorm, Modulation, Rope, affine, affines
 from .linear import Linear
 from .modulation import DoubleModulation, ModulationProjection
 
 gelu_tanh = partial(F.gelu, approximate="tanh")
+
+NormedChunk = Callable[[slice], Tensor]
+"""Some tokens of a stream after their modulated norm, [B, L, D]."""
 
 
 def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """[B, L, 3D], q first, to views q, k, v of [B, L, N, E]."""
     q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).unbind(2)
     return q, k, v
-
-
-class HeadNorm(nn.Module):
-    """RMS norm of each head's queries or keys."""
-
-    def __init__(self, head_size: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(head_size))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, L, N, E] to the same."""
-        return rms_norm(x, self.weight)
 
 
 class FeedForward(nn.Module):
@@ -51,6 +49,72 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, D] to [B, L, D]."""
         return self.fc2(self.activation(self.fc1(x)))
+
+
+@dataclass(frozen=True, slots=True)
+class HeadSource:
+    """Where one stream of tokens gets its queries, keys and values.
+
+    Attributes:
+        length: tokens of the stream.
+        normed: its tokens after their norm.
+        qkv: the layer whose first 3D output channels are q, k and v.
+        q_norm, k_norm: of the heads.
+        rope: positions; those of no token for text.
+    """
+
+    length: int
+    normed: NormedChunk
+    qkv: Any  # a Linear, or what loading put in its place
+    q_norm: HeadNorm
+    k_norm: HeadNorm
+    rope: Rope
+
+    def heads(self, chunk: slice, group: slice, num_heads: int, settings: BlockSettings) -> Tensor:
+        """Some heads of some tokens, normed and rotated, [B, L, 3, N, E]."""
+        qkv = self._layer_rows(self.normed(chunk), group, num_heads).unflatten(-1, (3, group.stop - group.start, -1))
+        return settings.kernels.normed_heads(qkv, self.q_norm, self.k_norm, self.rope.part(chunk))
+
+    def _layer_rows(self, normed: Tensor, group: slice, num_heads: int) -> Tensor:
+        size = self.q_norm.weight.shape[0]
+        width, first, last = num_heads * size, group.start * size, group.stop * size
+        if last - first == width:
+            return self.qkv(normed, rows=(0, 3 * width))
+        return torch.cat([self.qkv(normed, rows=(part + first, part + last)) for part in (0, width, 2 * width)], dim=-1)
+
+
+def attend(
+    sources: Sequence[HeadSource], num_heads: int, attention: AttentionBackend, settings: BlockSettings
+) -> Tensor:
+    """Attention over all tokens of all sources, one source after the other: [B, L, N, E]."""
+    length = sum(source.length for source in sources)
+
+    def attended(group: slice) -> Tensor:
+        pieces = (
+            source.heads(chunk, group, num_heads, settings)
+            for source in sources
+            for chunk in settings.chunks(source.length)
+        )
+        return attention(*assembled(pieces, length).unbind(2))
+
+    return assembled(map(attended, settings.head_groups(num_heads)), num_heads, dim=2)
+
+
+def norm_chunks(x: Tensor, affine: Affine, settings: BlockSettings, *, is_reused: bool) -> NormedChunk:
+    """The modulated norm of tokens x [B, L, D] as they are when it is asked for.
+
+    Args:
+        is_reused: several layers take it: cast for all of them, and kept if one chunk is all.
+    """
+
+    def normed(chunk: slice) -> Tensor:
+        wide = settings.kernels.modulated_norm(x[:, chunk], affine)
+        return wide.to(x.dtype) if is_reused else wide
+
+    if not is_reused or len(settings.chunks(x.shape[1])) > 1:
+        return normed
+    whole = normed(slice(None))
+    return lambda _: whole
 
 
 class DoubleStreamBlock(nn.Module):
@@ -77,34 +141,62 @@ class DoubleStreamBlock(nn.Module):
         self.txt_mlp = FeedForward(width, config.mlp_width, gelu_tanh)
 
     def forward(
-        self, img: Tensor, txt: Tensor, modulation: DoubleModulation, rope: Rope, attention: AttentionBackend
+        self,
+        img: Tensor,
+        txt: Tensor,
+        modulation: DoubleModulation,
+        rope: Rope,
+        attention: AttentionBackend,
+        settings: BlockSettings = DEFAULT,
     ) -> tuple[Tensor, Tensor]:
-        """Image [B, L_img, D] and text [B, L_txt, D] to the same; both may be written to when grad is off."""
-        shift, scale, img_gate = modulation.img_attn
-        img_q, img_k, img_v = split_heads(self.img_attn_qkv(modulated_norm(img, shift, scale)), self.num_heads)
-        img_q = rotate_image(self.img_attn_q_norm(img_q), rope)
-        img_k = rotate_image(self.img_attn_k_norm(img_k), rope)
-
-        shift, scale, txt_gate = modulation.txt_attn
-        txt_q, txt_k, txt_v = split_heads(self.txt_attn_qkv(modulated_norm(txt, shift, scale)), self.num_heads)
-        txt_q, txt_k = self.txt_attn_q_norm(txt_q), self.txt_attn_k_norm(txt_k)
-
-        attended = attention(
-            torch.cat((img_q, txt_q), dim=1),
-            torch.cat((img_k, txt_k), dim=1),
-            torch.cat((img_v, txt_v), dim=1),
-        ).flatten(2)
+        """Image [B, L_img, D] and text [B, L_txt, D] to the same; both are written to when grad is off."""
+        img_attn, img_mlp, txt_attn, txt_mlp = affines(modulation)
+        is_reused = len(settings.head_groups(self.num_heads)) > 1
+        sources = (
+            HeadSource(
+                img.shape[1],
+                norm_chunks(img, img_attn, settings, is_reused=is_reused),
+                self.img_attn_qkv,
+                self.img_attn_q_norm,
+                self.img_attn_k_norm,
+                rope,
+            ),
+            HeadSource(
+                txt.shape[1],
+                norm_chunks(txt, txt_attn, settings, is_reused=is_reused),
+                self.txt_attn_qkv,
+                self.txt_attn_q_norm,
+                self.txt_attn_k_norm,
+                rope.part(slice(0, 0)),
+            ),
+        )
+        attended = attend(sources, self.num_heads, attention, settings)
         img_attended, txt_attended = attended.split((img.shape[1], txt.shape[1]), dim=1)
-
-        img = gated_residual(img, self.img_attn_proj(img_attended), img_gate)
-        txt = gated_residual(txt, self.txt_attn_proj(txt_attended), txt_gate)
-        return _feed_forward(img, self.img_mlp, modulation.img_mlp), _feed_forward(
-            txt, self.txt_mlp, modulation.txt_mlp
+        img_gates = modulation.img_attn.gate, modulation.img_mlp.gate
+        txt_gates = modulation.txt_attn.gate, modulation.txt_mlp.gate
+        return (
+            _finish(img, img_attended, self.img_attn_proj, self.img_mlp, img_mlp, img_gates, settings),
+            _finish(txt, txt_attended, self.txt_attn_proj, self.txt_mlp, txt_mlp, txt_gates, settings),
         )
 
 
-def _feed_forward(x: Tensor, mlp: FeedForward, modulation: Modulation) -> Tensor:
-    return gated_residual(x, mlp(modulated_norm(x, modulation.shift, modulation.scale)), modulation.gate)
+def _finish(
+    x: Tensor,
+    attended: Tensor,
+    proj: nn.Module,
+    mlp: FeedForward,
+    affine: Affine,
+    gates: tuple[Tensor, Tensor],
+    settings: BlockSettings,
+) -> Tensor:
+    """The rest of a stream after attention [B, L, N, E]: projection, then feed-forward, each gated into x [B, L, D]."""
+    kernels, (attn_gate, mlp_gate) = settings.kernels, gates
+
+    def step(chunk: slice) -> Tensor:
+        part, normed = kernels.gated_norm(x[:, chunk], proj(attended[:, chunk].flatten(2)), attn_gate, affine)
+        return kernels.gated_residual(part, mlp(normed), mlp_gate)
+
+    return updated(x, settings.chunks(x.shape[1]), step)
 
 
 class SingleStreamBlock(nn.Module):
@@ -117,7 +209,6 @@ class SingleStreamBlock(nn.Module):
         super().__init__()
         width = config.hidden_size
         self.num_heads = config.num_heads
-        self.qkv_rows = (0, 3 * width)
         self.mlp_rows = (3 * width, 3 * width + config.mlp_width)
         self.modulation = ModulationProjection(width, 1)
         self.linear1 = Linear(width, self.mlp_rows[1])
@@ -125,11 +216,23 @@ class SingleStreamBlock(nn.Module):
         self.k_norm = HeadNorm(config.head_size)
         self.linear2 = Linear(width + config.mlp_width, width)
 
-    def forward(self, x: Tensor, modulation: Modulation, rope: Rope, attention: AttentionBackend) -> Tensor:
-        """Image then text tokens [B, L, D] to the same; x may be written to when grad is off."""
-        normed = modulated_norm(x, modulation.shift, modulation.scale).to(x.dtype)
-        q, k, v = split_heads(self.linear1(normed, rows=self.qkv_rows), self.num_heads)
-        q, k = rotate_image(self.q_norm(q), rope), rotate_image(self.k_norm(k), rope)
-        attended = attention(q, k, v).flatten(2)
-        inner = gelu_tanh(self.linear1(normed, rows=self.mlp_rows))
-        return gated_residual(x, self.linear2(torch.cat((attended, inner), dim=-1)), modulation.gate)
+    def forward(
+        self,
+        x: Tensor,
+        modulation: Modulation,
+        rope: Rope,
+        attention: AttentionBackend,
+        settings: BlockSettings = DEFAULT,
+    ) -> Tensor:
+        """Image then text tokens [B, L, D] to the same; x is written to when grad is off."""
+        normed = norm_chunks(x, affine(modulation.shift, modulation.scale), settings, is_reused=True)
+        source = HeadSource(x.shape[1], normed, self.linear1, self.q_norm, self.k_norm, rope)
+        attended = attend([source], self.num_heads, attention, settings)
+
+        def step(chunk: slice) -> Tensor:
+            inner = (attended[:, chunk].flatten(2), gelu_tanh(self.linear1(normed(chunk), rows=self.mlp_rows)))
+            # one product of both, not the sum of two: that would round twice
+            update = self.linear2(torch.cat(inner, dim=-1))
+            return settings.kernels.gated_residual(x[:, chunk], update, modulation.gate)
+
+        return updated(x, settings.chunks(x.shape[1]), step)

@@ -5,6 +5,7 @@ Shapes: B batch, C channels, T latent frames, H and W latent sides, L tokens, D 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from ..attention import AttentionBackend, sdpa
 from ..config import TransformerConfig
 from ..errors import ConditioningError, ShapeError
 from .blocks import DoubleStreamBlock, SingleStreamBlock
-from .elementwise import Rope, modulated_norm
+from .chunks import DEFAULT, BlockSettings, assembled
+from .elementwise import Rope, affine, modulated_norm
 from .embeddings import PatchEmbed, PooledEmbed, ScalarEmbed
 from .linear import Linear
 from .modulation import ModulationSource, VectorModulation
@@ -28,13 +30,25 @@ from .token_refiner import TokenRefiner
 
 @dataclass(frozen=True, slots=True)
 class BlockInputs:
-    """What enters the blocks. The blocks own `img` and `txt` and may write to them when grad is off."""
+    """What enters the blocks. The blocks own `img` and `txt` and write to them when grad is off.
+
+    Attributes:
+        joint: the memory in which `img` and `txt` are neighbours, image first; None where they are not.
+    """
 
     img: Tensor
     txt: Tensor
     rope: Rope
     modulation: ModulationSource
     attention: AttentionBackend
+    settings: BlockSettings = DEFAULT
+    joint: Tensor | None = None
+
+    def together(self, img: Tensor, txt: Tensor) -> Tensor:
+        """Both streams as one, [B, L, D]: without a copy where double-stream blocks wrote their results in place."""
+        if self.joint is None or torch.is_grad_enabled():
+            return torch.cat((img, txt), dim=1)
+        return self.joint
 
 
 BlockRunner = Callable[["Transformer", BlockInputs], Tensor]
@@ -59,15 +73,17 @@ def walk_blocks(before_block: Callable[[], None], hold: BlockHold = nullcontext)
 
     def run(model: Transformer, inputs: BlockInputs) -> Tensor:
         img, txt, modulation = inputs.img, inputs.txt, inputs.modulation
+        shared = inputs.rope, inputs.attention, inputs.settings
+        shared = inputs.rope, inputs.attention, inputs.settings
         for index, double in enumerate(model.double_blocks):
             before_block()
             with hold(double):
-                img, txt = double(img, txt, modulation.double(index, double), inputs.rope, inputs.attention)
-        joint = torch.cat((img, txt), dim=1)
+                img, txt = double(img, txt, modulation.double(index, double), *shared)
+        joint = inputs.together(img, txt)
         for index, single in enumerate(model.single_blocks):
             before_block()
             with hold(single):
-                joint = single(joint, modulation.single(index, single), inputs.rope, inputs.attention)
+                joint = single(joint, modulation.single(index, single), *shared)
         return joint[:, : img.shape[1]]
 
     return run
@@ -82,7 +98,7 @@ def first_modulated_input(model: Transformer, inputs: BlockInputs) -> Tensor:
         modulation = inputs.modulation.double(0, model.double_blocks[0]).img_attn
     else:
         modulation = inputs.modulation.single(0, model.single_blocks[0])
-    return modulated_norm(inputs.img, modulation.shift, modulation.scale)
+    return modulated_norm(inputs.img, affine(modulation.shift, modulation.scale))
 
 
 class FinalLayer(nn.Module):
@@ -93,10 +109,12 @@ class FinalLayer(nn.Module):
         self.linear = Linear(hidden_size, out_width)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(hidden_size, 2 * hidden_size))
 
-    def forward(self, img: Tensor, vec: Tensor) -> Tensor:
+    def forward(self, img: Tensor, vec: Tensor, settings: BlockSettings = DEFAULT) -> Tensor:
         """Tokens [B, L, D] and vector [B, D] to [B, L, channels * patch volume]."""
-        shift, scale = self.adaLN_modulation(vec).unsqueeze(1).chunk(2, dim=-1)
-        return self.linear(modulated_norm(img, shift, scale))
+        own = affine(*self.adaLN_modulation(vec).unsqueeze(1).chunk(2, dim=-1))
+        length = img.shape[1]
+        patches = (self.linear(modulated_norm(img[:, chunk], own)) for chunk in settings.chunks(length))
+        return assembled(patches, length)
 
 
 class Transformer(nn.Module):
@@ -153,6 +171,7 @@ class Transformer(nn.Module):
         *,
         run: BlockRunner = run_blocks,
         attention: AttentionBackend = sdpa,
+        settings: BlockSettings = DEFAULT,
     ) -> Tensor:
         """Velocity of the latents at a timestep, in the model's dtype.
 
@@ -163,6 +182,7 @@ class Transformer(nn.Module):
             pooled: [B, pooled width].
             guidance: [B], scale * 1000.
             run: how the blocks are walked.
+            settings: how they compute.
         Returns:
             [B, out channels, T, H, W].
         Raises:
@@ -172,8 +192,10 @@ class Transformer(nn.Module):
         vec = self.embed_vector(timesteps, pooled, guidance)
         txt = torch.cat([refine(states, timesteps, attention) for refine, states in self._sources(text)], dim=1)
         rope = rope_table(grid, self.config.rope_axes, self.config.rope_theta, latents.device)
-        img = run(self, BlockInputs(self.img_in(latents), txt, rope, VectorModulation(vec), attention))
-        return self.unpatchify(self.final_layer(img, vec), grid)
+        joint = torch.cat((self.img_in(latents), txt), dim=1)
+        img, txt = joint.split((math.prod(grid), txt.shape[1]), dim=1)
+        img = run(self, BlockInputs(img, txt, rope, VectorModulation(vec), attention, settings, joint))
+        return self.unpatchify(self.final_layer(img, vec, settings), grid)
 
     def token_grid(self, latents: Tensor) -> tuple[int, int, int]:
         """Image tokens per axis (frames, rows, columns) of latents [B, C, T, H, W]."""
