@@ -6,15 +6,15 @@ import argparse
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ...hyvideo_core.errors import GraphError, HyVideoError
-from ..host import OUT_OF_MEMORY, Interrupted, io, output_folder, temp_folder
-from ..host.headless import Folders, use_folders
+from ..host import OUT_OF_MEMORY, Interrupted, io, output_folder
+from ..host.headless import Folders, remove_temp_folder, use_folders
 from . import inspect, save_as
 from .graph import Node, Registry, apply_settings, parse_nodes, read_prompt
 from .runner import run
@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = options.command(options)
     except (KeyboardInterrupt, Interrupted):
         return _fail("Interrupted.", INTERRUPTED, debug=False)
+    finally:
+        remove_temp_folder()
     return code
 
 
@@ -127,6 +129,8 @@ def _execute(graph: Graph, prompt: dict[str, Any] | None, debug: bool) -> int:
         return _fail(f"{started[-1].label}: {_NO_MEMORY} ({error})", FAILED, debug)
     for path in _saved_files(shown):
         print(path)
+    if num_previews := sum(entry["type"] == "temp" for entry in _files(shown)):
+        print(f"Previews ({num_previews}) are not kept; Save Image keeps pictures.", file=sys.stderr)
     return 0
 
 
@@ -140,14 +144,15 @@ def _folders(options: argparse.Namespace) -> Folders:
 
 
 def _saved_files(shown: Sequence[dict[str, Any]]) -> list[Path]:
-    """The files that nodes have reported to the front end."""
-    # called when needed only: asking for the temporary folder makes it
-    roots: dict[str, Callable[[], Path]] = {"output": output_folder, "temp": temp_folder}
+    """The files that nodes have put into the output folder."""
     return [
-        roots[entry["type"]]() / entry["subfolder"] / entry["filename"]
-        for ui in shown
-        for entry in ui.get("images", ())
+        output_folder() / entry["subfolder"] / entry["filename"] for entry in _files(shown) if entry["type"] == "output"
     ]
+
+
+def _files(shown: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """What nodes have reported to the front end of the files that they wrote."""
+    return [entry for ui in shown for entry in ui.get("images", ())]
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

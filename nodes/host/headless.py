@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import tempfile
 import threading
 import weakref
@@ -124,10 +123,20 @@ def user_folder() -> Path:
     return _current().user
 
 
-@functools.cache
+_temp: list[tempfile.TemporaryDirectory[str]] = []
+
+
 def temp_folder() -> Path:
-    """A fresh folder of this process for files that nobody needs tomorrow."""
-    return Path(tempfile.mkdtemp(prefix="hyvideo-"))
+    """A fresh folder of this process for files that nobody needs afterwards; it goes with the process at the latest."""
+    if not _temp:
+        _temp.append(tempfile.TemporaryDirectory(prefix="hyvideo-", ignore_cleanup_errors=True))
+    return Path(_temp[0].name)
+
+
+def remove_temp_folder() -> None:
+    """Removes what `temp_folder` gave, with all that is in it; the next call gives another one."""
+    while _temp:
+        _temp.pop().cleanup()
 
 
 def _user_model_folders(kind: str) -> list[Path]:

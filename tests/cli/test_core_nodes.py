@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +17,8 @@ from hyvideo_nodes.nodes.cli import core_nodes
 from hyvideo_nodes.nodes.cli.image_ops import FILTERS, crop_to_aspect, resize, upscale_tiled
 from hyvideo_nodes.nodes.cli.video_io import save_png
 from safetensors.torch import save_file
+
+from .conftest import main_module
 
 
 @pytest.mark.parametrize("method", FILTERS)
@@ -165,14 +169,40 @@ def test_load_image_gives_what_was_saved(saving: Any, run_cli: Any, tmp_path: Pa
     assert (tmp_path / "output" / "copy_00001_.png").is_file()
 
 
-def test_preview_goes_into_the_temporary_folder(
-    saving: Any, run_cli: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def temp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only folder in which temporary folders are made."""
+    folder = tmp_path / "temp"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def test_preview_goes_into_a_temporary_folder_that_is_gone_at_the_end(
+    saving: Any, run_cli: Any, temp: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saving["3"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
+    found: list[str] = []
+    remove = main_module.remove_temp_folder
+    monkeypatch.setattr(
+        main_module, "remove_temp_folder", lambda: (found.extend(file.name for file in temp.glob("*/*")), remove())
+    )
     assert run_cli(saving) == 0
-    paths = [Path(line) for line in capsys.readouterr().out.split()]
-    assert len(paths) == 3
-    assert all(path.is_file() and tmp_path not in path.parents for path in paths)
+    assert sorted(found) == [f"preview_0000{number}_.png" for number in (1, 2, 3)]
+    assert list(temp.iterdir()) == []
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "Previews (3) are not kept" in told.err
+
+
+@pytest.mark.parametrize("kind", ["ctrl-c", "interrupt", "shape", "memory", "bug"])
+def test_no_end_leaves_a_temporary_folder_behind(kind: str, saving: Any, run_cli: Any, temp: Path) -> None:
+    saving["2"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
+    saving["3"] = {"class_type": "ToyPass", "inputs": {"image": ["2", 0], "mode": kind}}
+    saving["4"] = {"class_type": "PreviewImage", "inputs": {"images": ["3", 0]}}
+    with pytest.raises(RuntimeError, match="a mistake of ours") if kind == "bug" else contextlib.nullcontext():
+        assert run_cli(saving) != 0
+    assert list(temp.iterdir()) == []
 
 
 def test_vae_nodes_use_the_vae_s_own_methods() -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import weakref
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def test_what_the_system_refuses_is_one_message(saving: Any, run_cli: Any, capsy
 
 
 def test_no_temporary_folder_is_made_in_vain(saving: Any, run_cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(main_module, "temp_folder", lambda: pytest.fail("a temporary folder was made"))
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda **_: pytest.fail("a temporary folder was made"))
     assert run_cli(saving) == 0
 
 
