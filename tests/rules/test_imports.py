@@ -14,7 +14,7 @@ CORE_LAYERS = (
     {"config", "fallback", "shapes"},
     {"attention"},
     {"model", "text_encoders", "vae"},
-    {"quantization"},
+    {"kernels", "quantization"},
     {"loading", "sampling", "step_cache", "memory", "parallel"},
     {"lora"},
     {"doctor"},
