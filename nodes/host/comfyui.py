@@ -45,6 +45,7 @@ __all__ = [
     "device_for",
     "empty_cache",
     "extension",
+    "free_bytes",
     "free_memory",
     "host_tokenizers",
     "input_folder",
@@ -246,6 +247,11 @@ def place(patcher: Patcher, memory_required: int = 0, beside: Sequence[Patcher] 
 def free_memory(num_bytes: int, device: torch.device) -> None:
     """Has the host send models away until that many bytes are free."""
     memory.free_memory(num_bytes, device)
+
+
+def free_bytes(device: torch.device) -> int:
+    """What a GPU has left now, less what the user reserved for other programs."""
+    return max(0, int(memory.get_free_memory(device) - memory.extra_reserved_memory()))
 
 
 def empty_cache() -> None:

@@ -38,6 +38,7 @@ __all__ = [
     "device_for",
     "empty_cache",
     "extension",
+    "free_bytes",
     "free_memory",
     "host_tokenizers",
     "input_folder",
@@ -292,15 +293,15 @@ def place(patcher: Patcher, memory_required: int = 0, beside: Sequence[Patcher] 
 def free_memory(num_bytes: int, device: torch.device) -> None:
     """Sends modules away, the longest unused first, until that many bytes are free on a GPU; nothing on the CPU."""
     for patcher in [ref() for ref in _placed]:
-        if device.type == "cpu" or _free_bytes(device) >= num_bytes:
+        if device.type == "cpu" or free_bytes(device) >= num_bytes:
             return
         if patcher is not None and patcher.load_device == device:
             patcher.move(patcher.offload_device)
             empty_cache()
 
 
-def _free_bytes(device: torch.device) -> int:
-    """What the driver has left plus what torch's allocator holds without using it."""
+def free_bytes(device: torch.device) -> int:
+    """What a GPU's driver has left plus what torch's allocator holds without using it."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
