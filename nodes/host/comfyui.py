@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -250,7 +251,9 @@ def free_memory(num_bytes: int, device: torch.device) -> None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """What a GPU has left now, less what the user reserved for other programs."""
+    """What can still be allocated on a GPU, less what the user reserved; on the CPU as if without end."""
+    if device.type == "cpu":
+        return sys.maxsize
     return max(0, int(memory.get_free_memory(device) - memory.extra_reserved_memory()))
 
 

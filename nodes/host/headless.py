@@ -293,7 +293,7 @@ def place(patcher: Patcher, memory_required: int = 0, beside: Sequence[Patcher] 
 def free_memory(num_bytes: int, device: torch.device) -> None:
     """Sends modules away, the longest unused first, until that many bytes are free on a GPU; nothing on the CPU."""
     for patcher in [ref() for ref in _placed]:
-        if device.type == "cpu" or free_bytes(device) >= num_bytes:
+        if device.type == "cpu" or _free_bytes(device) >= num_bytes:
             return
         if patcher is not None and patcher.load_device == device:
             patcher.move(patcher.offload_device)
@@ -301,7 +301,12 @@ def free_memory(num_bytes: int, device: torch.device) -> None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """What a GPU's driver has left plus what torch's allocator holds without using it."""
+    """What can still be allocated on a GPU; on the CPU as if without end, where the system pages."""
+    return sys.maxsize if device.type == "cpu" else _free_bytes(device)
+
+
+def _free_bytes(device: torch.device) -> int:
+    """What the driver has left plus what torch's allocator holds without using it."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
