@@ -10,16 +10,15 @@ ours takes its sizes from the header and checks that nothing is missing.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "alias"))
 
 import torch
+from hyvideo_nodes.benchmarks.timing import interleaved
 from hyvideo_nodes.hyvideo_core.config import TransformerConfig
 from hyvideo_nodes.hyvideo_core.loading import build_transformer, detect_transformer, open_checkpoint
 from hyvideo_nodes.hyvideo_core.model import Transformer
@@ -67,19 +66,6 @@ def make_calls(path: Path, dtype: torch.dtype) -> tuple[Callable[[], None], Call
     return ours, theirs
 
 
-def measure(calls: tuple[Callable[[], None], ...], rounds: int) -> list[float]:
-    """Median seconds of each call, taken in turns so that both meet the same machine."""
-    seconds: list[list[float]] = [[] for _ in calls]
-    for call in calls:
-        call()
-    for _ in range(rounds):
-        for slot, call in zip(seconds, calls, strict=True):
-            start = time.perf_counter()
-            call()
-            slot.append(time.perf_counter() - start)
-    return [statistics.median(slot) for slot in seconds]
-
-
 def main() -> None:
     """Prints one line for each dtype: gigabytes of the file a second, both ways, and the ratio ours / theirs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -93,7 +79,7 @@ def main() -> None:
         print(f"{num_bytes / 1e6:.0f} MB of bf16, {rounds} rounds")
         print(f"{'to':>9} {'ours GB/s':>10} {'theirs GB/s':>12} {'ratio':>6}")
         for dtype in (torch.bfloat16, torch.float16, torch.float32):
-            ours, theirs = (num_bytes / 1e9 / seconds for seconds in measure(make_calls(path, dtype), rounds))
+            ours, theirs = (num_bytes / 1e9 / seconds for seconds in interleaved(make_calls(path, dtype), rounds))
             name = str(dtype).removeprefix("torch.")
             print(f"{name:>9} {ours:>10.2f} {theirs:>12.2f} {ours / theirs:>6.2f}")
 

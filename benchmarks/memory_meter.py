@@ -10,6 +10,8 @@ A storage counts from the operation that makes it until nothing refers to it any
 operations nothing new, and a temporary is free once it is dropped. What existed before counts all the time, as the
 inputs do, unless it is named as weights (or as what lies in host memory), which are left out.
 
+No values exist, so a condition that the code reads from a tensor is taken to hold: all numbers are finite.
+
 Left out as well are workspaces of kernels and what an allocator wastes. Attention is one operation that makes its
 output and nothing else, with 4 Lq Lk D FLOPs for each sample, as every fused kernel does it.
 """
@@ -272,8 +274,10 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The operation; but what goes from meta to a real device is a copy of nothing."""
+    """The operation; but what goes from meta to a real device is a copy of nothing, and every condition holds."""
     name = func.overloadpacket.__name__
+    if name == "_local_scalar_dense" and args[0].is_meta and args[0].dtype == torch.bool:
+        return True
     if name == "copy_" and args[1].is_meta and not args[0].is_meta:
         return args[0]
     device = kwargs.get("device")

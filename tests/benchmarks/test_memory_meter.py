@@ -227,3 +227,13 @@ def test_an_error_leaves_no_meter_behind() -> None:
     before = Reading(meter.reading.peak, ops=meter.reading.ops.copy())
     kilobytes(9) + 1
     assert meter.reading.peak == before.peak and meter.reading.ops == before.ops
+
+
+def test_conditions_on_values_hold() -> None:
+    def run() -> Tensor:
+        x = kilobytes(8)
+        return x + 1 if bool((x == x).all()) else x
+
+    assert measure(run).peak == 16 * KB
+    with pytest.raises(RuntimeError, match="meta"):
+        measure(lambda: kilobytes(1).sum().item())
