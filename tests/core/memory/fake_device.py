@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 GARBAGE = 0xA5
 
 
-class Failure(Exception):
+class DeviceError(Exception):
     """What a call is made to fail with."""
 
 
@@ -76,7 +76,7 @@ class FakeDevice:
         self.writes: list[tuple[int, int, int]] = []  # first and last byte, position on `copies`
         self.alive: list[weakref.ref] = []
         self.faults: list[str] = []
-        self.num_calls, self.fails_at, self.failure = 0, -1, Failure
+        self.num_calls, self.fails_at, self.failure = 0, -1, DeviceError
         self.peak = self.num_copied = self.num_pinned = 0
         self.checks = _Checks(self)
 
@@ -130,7 +130,7 @@ class FakeDevice:
         self.alive = [ref for ref in self.alive if ref() is not None]
         return sum(len(ref()) for ref in self.alive)
 
-    def fail_at(self, call: int, failure: type[BaseException] = Failure) -> None:
+    def fail_at(self, call: int, failure: type[BaseException] = DeviceError) -> None:
         """Makes the call with this number from now on fail."""
         self.num_calls, self.fails_at, self.failure = 0, call, failure
 

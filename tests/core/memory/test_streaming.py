@@ -14,7 +14,7 @@ from hyvideo_nodes.hyvideo_core.memory import MemoryOptions, PlainDevice, Reside
 from hyvideo_nodes.hyvideo_core.model import Transformer
 from hyvideo_nodes.hyvideo_core.model.transformer import walk_blocks
 
-from .fake_device import Failure, FakeDevice, Interrupt
+from .fake_device import DeviceError, FakeDevice, Interrupt
 
 CONFIG = tiny(num_double_blocks=2, num_single_blocks=3)
 
@@ -132,16 +132,15 @@ def test_weights_are_never_written_back(rig):
 
 
 def test_modulation_and_the_refiner_are_fetched_for_their_calls_alone(rig):
-    with StreamedModel(rig.residency, rig.model) as stream:
-        with stream.hold(rig.model.double_blocks[0]):
-            before = rig.device.live()
-            modulation = rig.model.double_blocks[0].img_mod
-            with stream.hold(modulation):
-                assert rig.device.live() > before
-                held = rig.device.live()
-                modulation(torch.randn(1, CONFIG.hidden_size))  # held already
-                assert rig.device.live() == held
-            assert rig.device.live() == before
+    with StreamedModel(rig.residency, rig.model) as stream, stream.hold(rig.model.double_blocks[0]):
+        before = rig.device.live()
+        modulation = rig.model.double_blocks[0].img_mod
+        with stream.hold(modulation):
+            assert rig.device.live() > before
+            held = rig.device.live()
+            modulation(torch.randn(1, CONFIG.hidden_size))  # held already
+            assert rig.device.live() == held
+        assert rig.device.live() == before
 
 
 class TestFailures:
@@ -151,7 +150,7 @@ class TestFailures:
     @given(
         call=st.integers(1, 160),
         share=st.sampled_from([0.0, 0.5, 1.0]),
-        failure=st.sampled_from([Failure, Interrupt, torch.OutOfMemoryError, KeyboardInterrupt]),
+        failure=st.sampled_from([DeviceError, Interrupt, torch.OutOfMemoryError, KeyboardInterrupt]),
     )
     def test_a_failing_device_leaves_nothing_behind(self, call, share, failure):
         rig = RIGS.setdefault("device", Rig())
@@ -173,7 +172,7 @@ class TestFailures:
         block=st.integers(1, 5),
         share=st.sampled_from([0.0, 0.5, 1.0]),
         within=st.booleans(),
-        failure=st.sampled_from([Failure, Interrupt]),
+        failure=st.sampled_from([DeviceError, Interrupt]),
     )
     def test_an_interrupt_between_or_inside_blocks_leaves_nothing_behind(self, block, share, within, failure):
         rig = RIGS.setdefault("blocks", Rig())
