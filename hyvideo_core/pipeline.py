@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,6 +14,9 @@ from torch import Tensor
 from .attention import AttentionBackend, sdpa
 from .config import TransformerConfig
 from .errors import ConditioningError, NonFiniteError, OptionError, ShapeError
+from .model.chunks import DEFAULT, BlockSettings
+from .model.modulation import BlockHold
+from .model.modulation_table import ModulationTable
 from .model.transformer import BlockRunner, Transformer, guidance_input, run_blocks
 from .sampling.denoise import StepCallback, StepResult, denoise
 from .sampling.guidance import NEGATIVE, POSITIVE, Guidance, choose_guidance
@@ -112,14 +117,19 @@ def sample_latents(
     device: torch.device,
     step_cache: StepCache | None = None,
     run: BlockRunner = run_blocks,
+    hold: BlockHold = nullcontext,
     attention: AttentionBackend = sdpa,
+    settings: BlockSettings = DEFAULT,
     on_step: StepCallback | None = None,
 ) -> tuple[Tensor, SamplingReport]:
     """Denoised latents, one sample after the other, so that a batch equals its singles bit for bit.
 
     Args:
         positive, negative: one conditioning for all samples, or one for each; `negative` may be empty.
-        device: where the model lies.
+        device: where the model computes.
+        run: how its blocks are walked in each step.
+        hold: brings the weights that make modulation to the device, before the first step; see model.modulation.
+        settings: how blocks compute.
         on_step: called after each step of each sample; may raise to stop the run.
     Returns:
         [B, C, T, H, W] raw VAE latents, float32 on the CPU, and what happened.
@@ -135,14 +145,18 @@ def sample_latents(
     report = SamplingReport()
     finished = []
     with torch.no_grad():
+        prompts = {POSITIVE: positive, NEGATIVE: negative}
+        used = [prompt for branch in guidance.branches for prompt in prompts[branch]]
+        table = _modulation_table(model, used, scale, sigmas, device, hold)
+        call = partial(model, attention=attention, modulation=table, settings=settings)
         for index in range(len(noise)):
-            prompts = {POSITIVE: _pick(positive, index), NEGATIVE: _pick(negative, index)}
+            own_prompts = {POSITIVE: _pick(positive, index), NEGATIVE: _pick(negative, index)}
             runners = {}
             for branch in guidance.branches:
                 runners[branch] = _attach_cache(
                     run, step_cache, len(sigmas) - 1, report, f"sample {index + 1}, {branch}"
                 )
-            guided = _GuidedModel(model, guidance, prompts, runners, scale, attention, device)
+            guided = _GuidedModel(call, guidance, own_prompts, runners, scale, device)
             latents, kept = _starting_point(start, noise, mask, index, sigmas, options, device)
             velocity = guided if kept is None else kept.guard(guided)
             latents = denoise(velocity, latents, sigmas, on_step=_count_samples(on_step, index, len(noise)))
@@ -244,32 +258,54 @@ class _GuidedModel:
 
     def __init__(
         self,
-        model: Transformer,
+        model: Callable[..., Tensor],
         guidance: Guidance,
         prompts: Mapping[str, Conditioning | None],
         runners: Mapping[str, BlockRunner],
         scale: Tensor | None,
-        attention: AttentionBackend,
         device: torch.device,
     ) -> None:
-        self._model, self._guidance, self._scale, self._attention = model, guidance, scale, attention
-        self._runners = runners
+        self._model, self._guidance, self._scale, self._runners = model, guidance, scale, runners
         self._inputs = {}
         for branch in guidance.branches:
             prompt = prompts[branch]
             if prompt is None:
                 raise ConditioningError(f"the guidance needs a {branch} prompt and none is connected; connect one")
-            pooled = None if prompt.pooled is None else prompt.pooled.to(device)
-            self._inputs[branch] = (prompt.states.to(device), pooled)
+            self._inputs[branch] = (prompt.states.to(device), _pooled(prompt, device))
 
     def __call__(self, latents: Tensor, sigma: float) -> Tensor:
-        timesteps = torch.full((1,), sigma * TIMESTEP_SCALE, dtype=torch.float32, device=latents.device)
+        timesteps = _timesteps(sigma, latents.device)
         velocities = {}
         for branch, (states, pooled) in self._inputs.items():
             velocities[branch] = self._model(
-                latents, timesteps, [states], pooled, self._scale, run=self._runners[branch], attention=self._attention
+                latents, timesteps, [states], pooled, self._scale, run=self._runners[branch]
             )
         return self._guidance.combine(velocities)
+
+
+def _modulation_table(
+    model: Transformer,
+    prompts: Sequence[Conditioning],
+    scale: Tensor | None,
+    sigmas: Tensor,
+    device: torch.device,
+    hold: BlockHold,
+) -> ModulationTable:
+    """Modulation of every call that a run will make."""
+    vecs = [
+        model.embed_vector(_timesteps(sigma, device), _pooled(prompt, device), scale)
+        for prompt in prompts
+        for sigma in sigmas[:-1].tolist()
+    ]
+    return ModulationTable(model.double_blocks, model.single_blocks, vecs, hold)
+
+
+def _timesteps(sigma: float, device: torch.device) -> Tensor:
+    return torch.full((1,), sigma * TIMESTEP_SCALE, dtype=torch.float32, device=device)
+
+
+def _pooled(prompt: Conditioning, device: torch.device) -> Tensor | None:
+    return None if prompt.pooled is None else prompt.pooled.to(device)
 
 
 def _starting_point(

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .elementwise import Modulation
 from .linear import Linear
+
+BlockHold = Callable[[nn.Module], AbstractContextManager[Any]]
+"""Inside its `with`, a module's weights are where it computes; those of a resident model always are.
+
+Asked for a block, or for one ModulationProjection of a block: those are held apart from their block, since a run may
+have all modulation ready beforehand.
+"""
 
 
 class ModulationProjection(nn.Module):
@@ -19,10 +28,15 @@ class ModulationProjection(nn.Module):
         self.num_triples = num_triples
         self.linear = Linear(hidden_size, 3 * num_triples * hidden_size)
 
-    def forward(self, activated: Tensor) -> list[Modulation]:
-        """SiLU of the vector, [B, D], to `num_triples` modulations of [B, 1, D] each."""
-        parts = self.linear(activated).unsqueeze(1).chunk(3 * self.num_triples, dim=-1)
-        return [Modulation(*parts[i : i + 3]) for i in range(0, len(parts), 3)]
+    def forward(self, activated: Tensor) -> Tensor:
+        """SiLU of the vector, [B, D], to `num_triples` times shift, scale and gate, [B, 3 * num_triples * D]."""
+        return self.linear(activated)
+
+
+def triples(projected: Tensor, number: int) -> list[Modulation]:
+    """What a ModulationProjection gives, as `number` modulations of [B, 1, D] each."""
+    parts = projected.unsqueeze(1).chunk(3 * number, dim=-1)
+    return [Modulation(*parts[i : i + 3]) for i in range(0, len(parts), 3)]
 
 
 class DoubleModulation(NamedTuple):
@@ -58,15 +72,27 @@ class ModulationSource(Protocol):
 
 
 class VectorModulation:
-    """Modulation computed from the conditioning vector [B, D] when a block asks for it."""
+    """Modulation computed from the conditioning vector [B, D] when a block asks for it.
 
-    def __init__(self, vec: Tensor) -> None:
-        self._activated = F.silu(vec)
+    Args:
+        hold: brings the weights of one projection to the compute device.
+    """
+
+    def __init__(self, vec: Tensor, hold: BlockHold = nullcontext) -> None:
+        self._activated, self._hold = F.silu(vec), hold
 
     def double(self, index: int, block: ModulatedDouble) -> DoubleModulation:  # noqa: ARG002
         """Both streams' modulation."""
-        return DoubleModulation(*block.img_mod(self._activated), *block.txt_mod(self._activated))
+        return DoubleModulation(*self._triples(block.img_mod), *self._triples(block.txt_mod))
 
     def single(self, index: int, block: ModulatedSingle) -> Modulation:  # noqa: ARG002
         """The joint stream's modulation."""
-        return block.modulation(self._activated)[0]
+        return self._triples(block.modulation)[0]
+
+    def _triples(self, projection: ModulationProjection) -> list[Modulation]:
+        with self._hold(projection):
+            return triples(projection(self._activated), projection.num_triples)
+
+
+ModulationFactory = Callable[[Tensor], ModulationSource]
+"""The conditioning vector [B, D] of a model call to the source that its blocks ask."""

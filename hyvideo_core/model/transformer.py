@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from .chunks import DEFAULT, BlockSettings, assembled
 from .elementwise import Rope, affine, modulated_norm
 from .embeddings import PatchEmbed, PooledEmbed, ScalarEmbed
 from .linear import Linear
-from .modulation import ModulationSource, VectorModulation
+from .modulation import BlockHold, ModulationFactory, ModulationSource, VectorModulation
 from .rope import rope_table
 from .token_refiner import TokenRefiner
 
@@ -55,20 +55,24 @@ BlockRunner = Callable[["Transformer", BlockInputs], Tensor]
 """How the blocks are walked: resident, streamed, skipped by a step cache. Returns image tokens [B, L_img, D]."""
 
 
-BlockHold = Callable[[nn.Module], AbstractContextManager[Any]]
-"""Inside its `with`, a module's weights are where it computes; those of a resident model always are.
-
-Asked for a block, or for one ModulationProjection of a block: those are held apart from their block, since a run may
-have all modulation ready beforehand.
-"""
+BlockCall = Callable[[nn.Module], Callable[..., Any]]
+"""A block to what computes it on the same inputs: itself, or a compiled form that all blocks of its kind share."""
 
 
-def walk_blocks(before_block: Callable[[], None], hold: BlockHold = nullcontext) -> BlockRunner:
+def call_itself(block: nn.Module) -> Callable[..., Any]:
+    """The block, which computes as it is written."""
+    return block
+
+
+def walk_blocks(
+    before_block: Callable[[], None], hold: BlockHold = nullcontext, call: BlockCall = call_itself
+) -> BlockRunner:
     """A runner that walks all blocks in order.
 
     Args:
         before_block: called before each block; may raise to stop a step that takes minutes.
         hold: brings a block's weights, without its modulation, to the compute device for as long as they are needed.
+        call: gives what computes a block.
     """
 
     def run(model: Transformer, inputs: BlockInputs) -> Tensor:
@@ -78,12 +82,12 @@ def walk_blocks(before_block: Callable[[], None], hold: BlockHold = nullcontext)
         for index, double in enumerate(model.double_blocks):
             before_block()
             with hold(double):
-                img, txt = double(img, txt, modulation.double(index, double), *shared)
+                img, txt = call(double)(img, txt, modulation.double(index, double), *shared)
         joint = inputs.together(img, txt)
         for index, single in enumerate(model.single_blocks):
             before_block()
             with hold(single):
-                joint = single(joint, modulation.single(index, single), *shared)
+                joint = call(single)(joint, modulation.single(index, single), *shared)
         return joint[:, : img.shape[1]]
 
     return run
@@ -171,6 +175,7 @@ class Transformer(nn.Module):
         *,
         run: BlockRunner = run_blocks,
         attention: AttentionBackend = sdpa,
+        modulation: ModulationFactory = VectorModulation,
         settings: BlockSettings = DEFAULT,
     ) -> Tensor:
         """Velocity of the latents at a timestep, in the model's dtype.
@@ -182,6 +187,7 @@ class Transformer(nn.Module):
             pooled: [B, pooled width].
             guidance: [B], scale * 1000.
             run: how the blocks are walked.
+            modulation: where they get it from; a ModulationTable has it ready.
             settings: how they compute.
         Returns:
             [B, out channels, T, H, W].
@@ -194,7 +200,7 @@ class Transformer(nn.Module):
         rope = rope_table(grid, self.config.rope_axes, self.config.rope_theta, latents.device)
         joint = torch.cat((self.img_in(latents), txt), dim=1)
         img, txt = joint.split((math.prod(grid), txt.shape[1]), dim=1)
-        img = run(self, BlockInputs(img, txt, rope, VectorModulation(vec), attention, settings, joint))
+        img = run(self, BlockInputs(img, txt, rope, modulation(vec), attention, settings, joint))
         return self.unpatchify(self.final_layer(img, vec, settings), grid)
 
     def token_grid(self, latents: Tensor) -> tuple[int, int, int]:
