@@ -37,6 +37,7 @@ def attempt(call: Callable[[], ResultT], what: str, instead: str, level: int = l
 
 
 def in_one_line(error: Exception) -> str:
-    """The kind of an error and the first line of what it says."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    """The kind of an error and the first line of what it says, with the next one if that only leads up to it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
