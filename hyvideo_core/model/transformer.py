@@ -102,7 +102,8 @@ def first_modulated_input(model: Transformer, inputs: BlockInputs) -> Tensor:
         modulation = inputs.modulation.double(0, model.double_blocks[0]).img_attn
     else:
         modulation = inputs.modulation.single(0, model.single_blocks[0])
-    return modulated_norm(inputs.img, affine(modulation.shift, modulation.scale))
+    own, length = affine(modulation.shift, modulation.scale), inputs.img.shape[1]
+    return assembled((modulated_norm(inputs.img[:, c], own) for c in inputs.settings.chunks(length)), length)
 
 
 class FinalLayer(nn.Module):

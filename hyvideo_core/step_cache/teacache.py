@@ -12,6 +12,8 @@ from .base import CacheReport
 
 POLYNOMIAL = (7.33226126e02, -4.01131952e02, 6.75869174e01, -3.14987800e00, 9.61237896e-02)
 """From the change of the modulated input to that of the output, highest power first; fitted on HunyuanVideo."""
+PART = 2**25
+"""Numbers that are compared at a time: the whole of a long video would need as much memory again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,9 +65,10 @@ class TeaCacheRun:
             if residual is not None:
                 self.report.skipped.append(self._step)
                 return inputs.img + residual
+            self._residual = None  # not in memory while the blocks run
             before = inputs.img.clone()  # the blocks may write into what they are given
             after = run(model, inputs)
-            self._residual = after - before
+            self._residual = before.neg_().add_(after)
             return after
 
         return run_or_reuse
@@ -90,7 +93,10 @@ class TeaCacheRun:
 
 def rescaled_change(modulated: Tensor, previous: Tensor) -> float:
     """Expected change of the output, from the relative L1 change of the modulated input."""
-    change = float((modulated - previous).abs().mean() / previous.abs().mean())
+    pairs = list(zip(modulated.flatten().split(PART), previous.flatten().split(PART), strict=True))
+    moved = sum((new - old).abs().mean() * (old.numel() / previous.numel()) for new, old in pairs)
+    level = sum(old.abs().mean() * (old.numel() / previous.numel()) for _, old in pairs)
+    change = float(moved / level)
     value = 0.0
     for coefficient in POLYNOMIAL:
         value = value * change + coefficient

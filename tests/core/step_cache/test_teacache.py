@@ -8,7 +8,7 @@ from hyvideo_nodes.hyvideo_core.config import tiny
 from hyvideo_nodes.hyvideo_core.errors import OptionError
 from hyvideo_nodes.hyvideo_core.model import Transformer
 from hyvideo_nodes.hyvideo_core.model.transformer import run_blocks
-from hyvideo_nodes.hyvideo_core.step_cache import TeaCache
+from hyvideo_nodes.hyvideo_core.step_cache import TeaCache, teacache
 
 ALWAYS = 1000.0
 
@@ -42,6 +42,43 @@ def test_steps_outside_the_range_are_computed(start, end, skipped):
 def test_a_range_ends_where_its_percentage_says_whatever_floats_make_of_it():
     assert 0.58 * 50 < 29
     assert skipped_steps(50, end_percent=0.58)[-1] == 29
+
+
+def test_a_change_is_the_same_however_many_numbers_are_compared_at_a_time(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    previous = torch.randn(1, 70, 12, generator=generator)
+    modulated = previous + 0.1 * torch.randn(1, 70, 12, generator=generator)
+    whole = teacache.rescaled_change(modulated, previous)
+    change = float((modulated - previous).abs().mean() / previous.abs().mean())
+    expected = sum(factor * change**power for power, factor in enumerate(reversed(teacache.POLYNOMIAL)))
+    assert whole == pytest.approx(expected, rel=1e-12)
+    monkeypatch.setattr(teacache, "PART", 100)
+    assert teacache.rescaled_change(modulated, previous) == pytest.approx(whole, rel=1e-5)
+
+
+def test_what_is_kept_is_the_change_of_the_image_tokens():
+    state = TeaCache(rel_l1_thresh=ALWAYS).start(3)
+    model = Transformer(tiny())
+    outputs = []
+
+    def run(_model, inputs):
+        outputs.append(inputs.img * 1.5 + 0.25)
+        return outputs[-1]
+
+    given = torch.randn(1, 4, 1, 2, 2), torch.tensor([500.0]), [torch.randn(1, 2, 32)], torch.randn(1, 24)
+    seen = []
+
+    def watch(model, inputs):
+        before = inputs.img.clone()
+        seen.append((before, state.wrap(run)(model, inputs)))
+        return seen[-1][1]
+
+    with torch.no_grad():
+        for _ in range(2):
+            model(*given, torch.tensor([6000.0]), run=watch)
+    (before, after), (later, reused) = seen
+    assert len(outputs) == 1
+    assert torch.equal(reused, later + (after - before))
 
 
 @pytest.mark.parametrize(
