@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..fallback import attempt
 from .fp8 import E4M3_MAX, FP8_DTYPES, Fp8Linear
 
 logger = logging.getLogger(__name__)
@@ -14,6 +17,8 @@ logger = logging.getLogger(__name__)
 MIN_CAPABILITY = (8, 9)
 MULTIPLE = 16  # sides of a weight that the kernels take
 TINY = torch.finfo(torch.float32).tiny
+MAX_ERROR = 0.08
+"""Relative error of a product whose factors are both rounded to fp8; it is 0.04 where kernels work."""
 
 
 def has_fp8_matmul(device: torch.device) -> bool:
@@ -26,6 +31,7 @@ def has_fp8_matmul(device: torch.device) -> bool:
 def use_fp8_matmul(model: nn.Module, device: torch.device) -> int:
     """Lets a model's fp8 layers multiply in fp8 where the device can; elsewhere weights stay widened for each call.
 
+    Before the first one does, a small product is compared with float32: some builds of PyTorch lack the kernels.
     Layers that their file marks for full precision, and those whose sides the kernels do not take, are left alone.
 
     Returns:
@@ -41,6 +47,10 @@ def use_fp8_matmul(model: nn.Module, device: torch.device) -> int:
         )
         return 0
     fitting = [layer for layer in layers if fits_kernels(layer)]
+    kinds = {(layer.weight.dtype, layer.compute_dtype) for layer in fitting}
+    tries = [partial(try_product, device, *kind) for kind in sorted(kinds, key=str)]
+    if not all(attempt(one, "fp8_matmul", "fp8 weights are widened instead") for one in tries):
+        return 0
     for layer in fitting:
         layer.multiply = scaled_product
     logger.info("fp8_matmul: %s of %s fp8 layers multiply in fp8", len(fitting), len(layers))
@@ -52,6 +62,22 @@ def fits_kernels(layer: Fp8Linear) -> bool:
     sizes = (layer.in_features, layer.out_features)
     is_fp8 = layer.weight.dtype in FP8_DTYPES
     return is_fp8 and not layer.is_full_precision and not any(size % MULTIPLE for size in sizes)
+
+
+def try_product(device: torch.device, weight_dtype: torch.dtype, dtype: torch.dtype) -> bool:
+    """A small `scaled_product`, compared with float32; True.
+
+    Raises:
+        ArithmeticError: the kernels give wrong numbers. Where there are none, PyTorch raises what it likes.
+    """
+    random = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(48, 64, generator=random), torch.randn(32, 64, generator=random)
+    given = x.to(device, dtype), weight.to(device, weight_dtype), torch.ones(1, device=device), None
+    expected = F.linear(x, weight.to(weight_dtype).float())
+    error = float((scaled_product(*given).float().cpu() - expected).norm() / expected.norm())
+    if not error <= MAX_ERROR:  # so that NaN is wrong
+        raise ArithmeticError(f"its error is {error:.1%} against float32, allowed are {MAX_ERROR:.0%}")
+    return True
 
 
 def scaled_product(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:

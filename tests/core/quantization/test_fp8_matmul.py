@@ -119,10 +119,42 @@ def test_layers_are_left_alone_that_the_file_or_the_kernels_exclude(monkeypatch)
     fitting = make_layer("rows")
     model = torch.nn.ModuleList((marked, odd, wide, plain, fitting))
     monkeypatch.setattr(module, "has_fp8_matmul", lambda device: True)
+    monkeypatch.setattr(module, "try_product", lambda *site: True)
     assert [fits_kernels(layer) for layer in (marked, odd, wide, fitting)] == [False, False, False, True]
     assert use_fp8_matmul(model, CPU) == 1
     assert fitting.multiply is scaled_product
     assert marked.multiply is odd.multiply is None
+
+
+def raising(*args, **kwargs):
+    raise NotImplementedError("no kernel in this build\nof PyTorch")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "reason"),
+    [
+        (raising, "NotImplementedError: no kernel in this build"),
+        (lambda x, weight, *_, **__: (x.float() @ weight.float()) * 1.3, "against float32"),
+        (lambda x, weight, *_, **__: torch.full((len(x), weight.shape[1]), torch.nan), "nan%"),
+    ],
+    ids=["missing", "wrong numbers", "NaN"],
+)
+def test_kernels_that_do_not_work_are_found_before_a_layer_uses_them(monkeypatch, caplog, kernel, reason):
+    monkeypatch.setattr(module, "has_fp8_matmul", lambda device: True)
+    monkeypatch.setattr(torch, "_scaled_mm", kernel)
+    layer = make_layer("rows")
+    assert use_fp8_matmul(layer, CPU) == 0
+    assert layer.multiply is None
+    assert len(caplog.records) == 1
+    assert reason in caplog.text
+    assert "fp8 weights are widened instead" in caplog.text
+
+
+@needs_kernel
+@pytest.mark.parametrize("weight_dtype", [E4M3, torch.float8_e5m2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_kernels_that_work_pass_their_trial(weight_dtype, dtype):
+    assert module.try_product(CPU, weight_dtype, dtype)
 
 
 @pytest.mark.parametrize(
