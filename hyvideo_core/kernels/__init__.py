@@ -1,5 +1,7 @@
-"""Fused kernels in the place of element-wise functions; see model.elementwise for the functions themselves."""
+"""Fused kernels in the place of element-wise functions, compiled blocks, and the options that choose among them."""
 
 from .choice import AUTO, CHOICES, OFF, choose_kernels
+from .compiled import CompiledBlocks
+from .speed import Speed, SpeedOptions
 
-__all__ = ["AUTO", "CHOICES", "OFF", "choose_kernels"]
+__all__ = ["AUTO", "CHOICES", "OFF", "CompiledBlocks", "Speed", "SpeedOptions", "choose_kernels"]

@@ -21,7 +21,7 @@ MAX_WIDTH = 16384
 
 
 @triton.jit
-def _gated_norm_kernel(
+def _gated_norm_kernel(  # type: ignore[no-untyped-def]
     x_ptr, update_ptr, gate_ptr, factor_ptr, offset_ptr, out_ptr,
     num_tokens, width, x_batch, x_token, update_batch, update_token, gate_batch, factor_batch, offset_batch,
     eps, HAS_UPDATE: tl.constexpr, BLOCK: tl.constexpr,
@@ -50,7 +50,7 @@ def _gated_norm_kernel(
 
 
 @triton.jit
-def _normed_heads_kernel(
+def _normed_heads_kernel(  # type: ignore[no-untyped-def]
     qkv_ptr, q_weight_ptr, k_weight_ptr, cos_ptr, sin_ptr,
     num_tokens, num_image, num_heads, batch_stride, token_stride, part_stride, head_stride, table_stride,
     eps, HEADS: tl.constexpr, SIZE: tl.constexpr,

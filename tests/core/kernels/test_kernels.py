@@ -146,6 +146,14 @@ def test_gradients_go_through_the_plain_functions(monkeypatch):
     assert rest[0].weight.grad is not None
 
 
+@pytest.mark.skipif(importlib.util.find_spec("comfy_kitchen") is None, reason="comfy-kitchen is not installed")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_comfy_kitchen_itself_passes_the_check(monkeypatch, caplog, dtype):
+    monkeypatch.delitem(sys.modules, "comfy_kitchen")
+    assert replaced(choose_kernels("comfy-kitchen", SITE._replace(dtype=dtype))) == set(FUNCTIONS)
+    assert warnings(caplog) == []
+
+
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_our_triton_kernels_agree_with_the_plain_functions():
     here = Path(__file__).parent
