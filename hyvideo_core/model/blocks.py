@@ -2,7 +2,7 @@
 
 Activations are made where they are needed and for as many tokens at a time as BlockSettings say; weights are used by
 rows, never split. What is alive in the worst moment, attention, is the tokens, their queries, keys and values, and
-attention's result: five times the tokens, or with groups of heads little more than twice.
+attention's result: five times the tokens, or with a quarter of the heads at once three times.
 
 Shapes: B batch, L tokens, N heads, E head size, D width.
 """

@@ -78,7 +78,6 @@ def walk_blocks(
     def run(model: Transformer, inputs: BlockInputs) -> Tensor:
         img, txt, modulation = inputs.img, inputs.txt, inputs.modulation
         shared = inputs.rope, inputs.attention, inputs.settings
-        shared = inputs.rope, inputs.attention, inputs.settings
         for index, double in enumerate(model.double_blocks):
             before_block()
             with hold(double):

@@ -71,6 +71,20 @@ def test_parts_give_the_bits_of_the_whole(dtype, parts):
     assert torch.equal(model(**given, settings=BlockSettings(**parts)), model(**given))
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA card")
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+@torch.no_grad()
+def test_parts_differ_by_the_order_of_sums_on_a_gpu(dtype, tolerance):
+    with torch.device("cuda"):
+        model = make_model(dtype)
+        given = inputs(model.config)
+        whole = model(**given).float()
+        for parts in PARTS:
+            result = model(**given, settings=BlockSettings(**parts)).float()
+            assert (result - whole).norm() <= tolerance * whole.norm()
+
+
 @torch.no_grad()
 def test_parts_of_a_batch_give_the_bits_of_the_whole():
     model = make_model()

@@ -8,14 +8,20 @@ import pytest
 import torch
 from hyvideo_nodes.hyvideo_core import pipeline
 from hyvideo_nodes.hyvideo_core.config import tiny
+from hyvideo_nodes.hyvideo_core.lora.factors import LowRank
+from hyvideo_nodes.hyvideo_core.lora.layers import LoraLinear
+from hyvideo_nodes.hyvideo_core.lora.read_parts import Change
 from hyvideo_nodes.hyvideo_core.model import Transformer
 from hyvideo_nodes.hyvideo_core.model.modulation import ModulationProjection, VectorModulation
 from hyvideo_nodes.hyvideo_core.model.modulation_table import ModulationTable
 from hyvideo_nodes.hyvideo_core.model.transformer import first_modulated_input, walk_blocks
 from hyvideo_nodes.hyvideo_core.pipeline import SamplingOptions, StartLatents, sample_latents
 from hyvideo_nodes.hyvideo_core.quantization import Fp8Linear
+from hyvideo_nodes.hyvideo_core.quantization.base import frozen
+from hyvideo_nodes.hyvideo_core.quantization.gguf_blocks import GgufLinear
 from hyvideo_nodes.hyvideo_core.step_cache import TeaCache
 from hyvideo_nodes.hyvideo_core.text_encoders.conditioning import Conditioning
+from torch import nn
 
 TIMESTEPS = (1000.0, 812.5, 437.25, 90.0)
 
@@ -57,13 +63,26 @@ def lose(model: Transformer) -> None:
         projection.to("meta")
 
 
-def as_fp8(model: Transformer) -> None:
-    for projection in projections(model):
-        plain = projection.linear
-        projection.linear = Fp8Linear.like(plain, torch.float8_e4m3fn, torch.bfloat16)
-        projection.linear.load_state_dict(
-            {"weight": plain.weight.to(torch.float8_e4m3fn), "bias": plain.bias.bfloat16()}, assign=True
-        )
+def as_fp8(plain: nn.Linear) -> nn.Module:
+    small = Fp8Linear.like(plain, torch.float8_e4m3fn, torch.bfloat16)
+    weights = {"weight": plain.weight.to(torch.float8_e4m3fn), "bias": plain.bias.bfloat16()}
+    small.load_state_dict(weights, assign=True)
+    return small
+
+
+def as_gguf(plain: nn.Linear) -> nn.Module:
+    small = GgufLinear(plain.in_features, ((plain.out_features, "Q8_0"),), has_bias=True, compute_dtype=torch.float32)
+    blocks = plain.in_features // 32
+    scales = torch.full((plain.out_features, blocks, 1), 0.003, dtype=torch.half).view(torch.uint8)
+    numbers = torch.randint(-127, 128, (plain.out_features, blocks, 32), dtype=torch.int8).view(torch.uint8)
+    small.runs = nn.ParameterList([frozen(torch.cat((scales, numbers), dim=-1).flatten(1))])
+    small.bias = plain.bias
+    return small
+
+
+def with_lora(plain: nn.Linear) -> nn.Module:
+    factor = LowRank(torch.randn(3, plain.in_features), torch.randn(plain.out_features, 3), 0.1)
+    return LoraLinear(plain, [(Change(factor), (0, plain.out_features))], 0.7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -77,11 +96,15 @@ def test_a_table_gives_the_bits_that_blocks_would(dtype):
         assert torch.equal(model(**inputs(model, timestep), modulation=table), velocity)
 
 
+@pytest.mark.parametrize("store", [as_fp8, as_gguf, with_lora])
 @torch.no_grad()
-def test_stored_weights_and_their_own_dtype_are_kept():
+def test_weights_of_every_kind_are_used_as_they_are_stored(store):
     model = make_model()
-    as_fp8(model)
+    plain = model(**inputs(model, TIMESTEPS[2]))
+    for projection in projections(model):
+        projection.linear = store(projection.linear)
     expected = model(**inputs(model, TIMESTEPS[2]))
+    assert not torch.equal(expected, plain)
     table = make_table(model)
     lose(model)
     assert torch.equal(model(**inputs(model, TIMESTEPS[2]), modulation=table), expected)
