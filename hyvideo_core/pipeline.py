@@ -33,8 +33,14 @@ LATENT_SCALE = 0.476986
 SIGMA_ROUNDING = 1e-6
 """How far the first noise level of a full run may lie from 1."""
 
-PEAK_ACTIVATIONS = 20
-"""Tensors of [tokens, hidden size] alive at once in the widest place of a single-stream block."""
+ATTENTION_PEAK = (2.4, 4.0)
+"""Tensors of [tokens, hidden size] alive around a block's attention: always, and for heads that compute at once."""
+
+FEED_FORWARD_PEAK = (2.4, 12.0)
+"""The same around its feed-forward part: for all tokens, and for those of a chunk."""
+
+WORKSPACE_BYTES = 2**28
+"""What libraries and small tensors take."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -219,11 +225,15 @@ def starts_from_noise(start: StartLatents, options: SamplingOptions) -> bool:
     return float(options.schedule()[0]) > 1.0 - SIGMA_ROUNDING and start.noise_mask is None
 
 
-def activation_bytes(config: TransformerConfig, start: StartLatents) -> int:
-    """A rough peak of what one model call needs besides the weights, in 16 bits."""
+def activation_bytes(config: TransformerConfig, start: StartLatents, settings: BlockSettings = DEFAULT) -> int:
+    """About the peak of what one model call needs besides the weights, in 16 bits."""
     _, channels, frames, height, width = start.samples.shape
     shape = LatentShape(channels=channels, frames=frames, height=height, width=width)
-    return PEAK_ACTIVATIONS * shape.num_tokens(config.patch_size) * config.hidden_size * 2
+    tokens = shape.num_tokens(config.patch_size)
+    heads = min(settings.heads_at_once or config.num_heads, config.num_heads) / config.num_heads
+    attention = (ATTENTION_PEAK[0] + ATTENTION_PEAK[1] * heads) * tokens
+    feed_forward = FEED_FORWARD_PEAK[0] * tokens + FEED_FORWARD_PEAK[1] * min(tokens, settings.chunk_tokens)
+    return int(max(attention, feed_forward) * config.hidden_size * 2) + WORKSPACE_BYTES
 
 
 def _check_prompt(config: TransformerConfig, name: str, prompt: Conditioning) -> None:

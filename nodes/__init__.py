@@ -10,12 +10,14 @@ from .inspect_file import HYVInspectFile
 from .latents import HYVEmptyLatent, HYVResolution, HYVVAEDecode, HYVVAEEncode
 from .loaders import HYVLoadModel, HYVLoadTextEncoders, HYVLoadVAE
 from .lora import HYVLoadLora
+from .memory import HYVMemory
 from .sampling import HYVSampler
 from .step_cache import HYVTeaCache
 
 NODES = [
     HYVLoadModel,
     HYVLoadLora,
+    HYVMemory,
     HYVLoadTextEncoders,
     HYVLoadVAE,
     HYVInspectFile,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..hyvideo_core.memory import MemoryOptions
 from ..hyvideo_core.text_encoders.conditioning import Conditioning, encode_pooled, encode_states
 from ..hyvideo_core.text_encoders.templates import TEMPLATES
 from .host import io
@@ -47,8 +48,9 @@ class HYVTextEncode(io.ComfyNode):
     @classmethod
     def execute(cls, text_encoders: TextEncodersRecipe, prompt: str, template: str) -> io.NodeOutput:
         """Runs the language model, then CLIP."""
-        llm, _ = text_encoders.llm.place(ENCODER_ACTIVATION_BYTES)
-        states, num_cut = encode_states(prompt, TEMPLATES[template], llm, text_encoders.llm_tokenizer)
+        # a prompt needs each layer once, so that keeping any on a GPU would only take room from the transformer
+        with text_encoders.llm.open(ENCODER_ACTIVATION_BYTES, MemoryOptions(budget=0)) as llm:
+            states, num_cut = encode_states(prompt, TEMPLATES[template], llm.model, text_encoders.llm_tokenizer)
         clip, _ = text_encoders.clip.place(ENCODER_ACTIVATION_BYTES)
         pooled, num_cut_clip = encode_pooled(prompt, clip, text_encoders.clip_tokenizer)
         conditioning = Conditioning(

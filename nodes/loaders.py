@@ -22,6 +22,7 @@ from ..hyvideo_core.loading import (
     detect_vae,
     open_checkpoint,
 )
+from ..hyvideo_core.memory import llama_layout, transformer_layout
 from ..hyvideo_core.quantization import use_fp8_matmul
 from ..hyvideo_core.text_encoders.tokenizers import CLIP, LLAMA3, find_tokenizer
 from . import host
@@ -127,7 +128,7 @@ class HYVLoadModel(io.ComfyNode):
                 use_fp8_matmul(transformer, device)
             return transformer
 
-        weights = share_weights("transformer", checkpoint, precision, build)
+        weights = share_weights("transformer", checkpoint, precision, build, layout=transformer_layout)
         return io.NodeOutput(ModelRecipe(detected=detected, precision=precision, weights=weights), ui=told(findings))
 
 
@@ -178,7 +179,7 @@ class HYVLoadTextEncoders(io.ComfyNode):
         return io.NodeOutput(
             TextEncodersRecipe(
                 llm_config=llm_config,
-                llm=share_weights("text_encoders", llm_file, precision, build_llm),
+                llm=share_weights("text_encoders", llm_file, precision, build_llm, layout=llama_layout),
                 llm_tokenizer=find_tokenizer(
                     LLAMA3,
                     num_rows=llm_config.vocab_size,

@@ -20,6 +20,7 @@ from ..hyvideo_core.lora import (
 )
 from ..hyvideo_core.lora.blocks import ALL
 from ..hyvideo_core.lora.targets import Layer
+from ..hyvideo_core.memory import transformer_layout
 from ..hyvideo_core.model import Transformer
 from . import host
 from .host import io
@@ -149,7 +150,9 @@ def add_merged(model: ModelRecipe, lora: LoraFile, strength: float, blocks: str)
         return merge_loras(below.build(), [Attached(lora=lora, weights=weights, strength=strength, blocks=blocks)])
 
     merged = (*model.merged, (fingerprint(lora.checkpoint.path), strength, blocks))
-    weights = share_weights("transformer", model.detected.view.checkpoint, model.precision, build, *merged)
+    weights = share_weights(
+        "transformer", model.detected.view.checkpoint, model.precision, build, *merged, layout=transformer_layout
+    )
     return replace(model, detected=replace(model.detected, config=lora.widened), weights=weights, merged=merged)
 
 

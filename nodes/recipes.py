@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -15,7 +16,9 @@ from torch import nn
 from ..hyvideo_core.config import ClipTextConfig, LlamaConfig
 from ..hyvideo_core.loading import Checkpoint, DetectedTransformer
 from ..hyvideo_core.lora import Attached, LoraFile, LoraWeights, with_loras
+from ..hyvideo_core.memory import Layout, MemoryOptions, Residency, StreamedModel
 from ..hyvideo_core.model import Transformer
+from ..hyvideo_core.model.modulation import BlockHold
 from ..hyvideo_core.text_encoders.clip import ClipTextEncoder
 from ..hyvideo_core.text_encoders.llm import LlamaTextEncoder
 from ..hyvideo_core.text_encoders.tokenizers import PromptTokenizer
@@ -46,13 +49,35 @@ def choose_dtype(precision: str, checkpoint: Checkpoint, device: torch.device, g
     return torch.float32 if 4 * num_parameters <= FLOAT32_LIMIT_BYTES else torch.bfloat16
 
 
-class SharedWeights(Generic[ModuleT]):
-    """One module and its one patcher, made at first use and shared by every recipe of the same file and precision."""
+@dataclass(frozen=True)
+class Opened(Generic[ModuleT]):
+    """A model that is ready to compute.
 
-    def __init__(self, role: host.Role, build: Callable[[], ModuleT]) -> None:
+    Attributes:
+        device: where its inputs belong.
+        hold: what brings the weights of one of its parts there; see model.modulation.BlockHold.
+    """
+
+    model: ModuleT
+    device: torch.device
+    hold: BlockHold
+
+
+class SharedWeights(Generic[ModuleT]):
+    """One module and its one patcher, made at first use and shared by every recipe of the same file and precision.
+
+    Args:
+        layout: the parts in which the weights can be streamed to a GPU; None for a model that is always placed whole.
+    """
+
+    def __init__(
+        self, role: host.Role, build: Callable[[], ModuleT], layout: Callable[[ModuleT], Layout] | None = None
+    ) -> None:
         self.patcher: host.Patcher | None = None
         self._role = role
         self._build = build
+        self._layout = layout
+        self._streamed: tuple[ModuleT, Residency] | None = None
         self._beside: tuple[SharedWeights, ...] = ()
 
     def build(self) -> ModuleT:
@@ -62,7 +87,13 @@ class SharedWeights(Generic[ModuleT]):
     def load(self) -> host.Patcher:
         """The patcher around the module, read from its file if that has not happened yet."""
         if self.patcher is None:
-            self.patcher = host.make_patcher(self._build(), self._role)
+            module = self._build()
+            device = host.stream_device_for(self._role) if self._layout else None
+            if self._layout is None or device is None:
+                self.patcher = host.make_patcher(module, self._role)
+            else:
+                self._streamed = module, Residency(module, self._layout(module), device)
+                self.patcher = host.make_streamed_patcher(self._streamed[1], self._role)
         return self.patcher
 
     def place(self, memory_required: int, beside: Sequence[SharedWeights] = ()) -> tuple[ModuleT, torch.device]:
@@ -78,22 +109,65 @@ class SharedWeights(Generic[ModuleT]):
         device = host.place(patcher, memory_required, [other.load() for other in beside])
         return patcher.model, device
 
+    @contextmanager
+    def open(
+        self,
+        memory_required: int,
+        options: MemoryOptions,
+        *,
+        beside: Sequence[SharedWeights] = (),
+        view: Callable[[ModuleT], ModuleT] | None = None,
+    ) -> Iterator[Opened[ModuleT]]:
+        """Inside, the module computes: placed as a whole on the CPU, streamed to a GPU.
+
+        Args:
+            memory_required, beside: as for `place`.
+            options: what the weights may take there.
+            view: gives the module with changed layers, from it and what is `beside`.
+        """
+        patcher = self.load()
+        if self._streamed is None:
+            module, device = self.place(memory_required, beside)
+            yield Opened(view(module) if view else module, device, nullcontext)
+            return
+        module, residency = self._streamed
+        plan = options.plan(residency)
+        residency.limit = plan.kept_bytes
+        device = host.place_streamed(patcher, memory_required + plan.working_bytes)
+        with residency.at_home():
+            shown = view(module) if view else module
+        with StreamedModel(residency, shown, prefetch=options.prefetch, slots=plan.slots) as stream:
+            logger.info(
+                "%s: %.1f of %.1f GB of weights stay on %s, the others are streamed",
+                self._role.replace("_", " "),
+                residency.kept_bytes / 1e9,
+                residency.total_bytes / 1e9,
+                device,
+            )
+            yield Opened(shown, device, stream.hold)
+
 
 _shared: WeakValueDictionary[tuple[object, ...], SharedWeights] = WeakValueDictionary()
 
 
 def share_weights(
-    role: host.Role, checkpoint: Checkpoint, precision: str, build: Callable[[], ModuleT], *changes: object
+    role: host.Role,
+    checkpoint: Checkpoint,
+    precision: str,
+    build: Callable[[], ModuleT],
+    *changes: object,
+    layout: Callable[[ModuleT], Layout] | None = None,
 ) -> SharedWeights[ModuleT]:
     """The weights of a file at a precision: those that another recipe already holds, if the file has not changed.
 
     Args:
         changes: what else tells these weights from others of the file.
+        layout: see SharedWeights.
     """
     key = (role, *fingerprint(checkpoint.path), precision, *changes)
     weights = _shared.get(key)
     if weights is None:
-        weights = _shared[key] = SharedWeights(role, build)
+        weights = _shared[key] = SharedWeights(role, build, layout)
     return weights
 
 
@@ -121,6 +195,7 @@ class ModelRecipe:
         detected: what the file holds; its configuration is that of the model with all LoRAs.
         loras: those beside the weights, in their order; merged ones are in `weights`.
         merged: what tells `weights` from those of the file: each merged LoRA.
+        memory: what the weights may take of a GPU.
     """
 
     detected: DetectedTransformer
@@ -128,15 +203,25 @@ class ModelRecipe:
     weights: SharedWeights[Transformer] = field(repr=False)
     loras: tuple[LoraRecipe, ...] = ()
     merged: tuple[object, ...] = ()
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
 
     def place(self, memory_required: int) -> tuple[Transformer, torch.device]:
-        """The model with its LoRAs, on the device where it computes; see SharedWeights.place."""
+        """The model with its LoRAs, whole on the device where it computes; see SharedWeights.place."""
         model, device = self.weights.place(memory_required, [one.weights for one in self.loras])
+        return self._with_loras(model), device
+
+    def open(self, memory_required: int) -> AbstractContextManager[Opened[Transformer]]:
+        """The model with its LoRAs, ready to compute as its memory options say; see SharedWeights.open."""
+        return self.weights.open(
+            memory_required, self.memory, beside=[one.weights for one in self.loras], view=self._with_loras
+        )
+
+    def _with_loras(self, model: Transformer) -> Transformer:
         attached = [
             Attached(lora=one.lora, weights=one.weights.load().model, strength=one.strength, blocks=one.blocks)
             for one in self.loras
         ]
-        return with_loras(model, attached), device
+        return with_loras(model, attached)
 
     @property
     def patcher(self) -> host.Patcher | None:

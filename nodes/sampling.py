@@ -139,22 +139,25 @@ class HYVSampler(io.ComfyNode):
         )
         check_request(model.detected.config, start, prompts.samples, avoided, options)
         log_choices(model, start, prompts, avoided, options, embedded_guidance_scale)
-        transformer, device = model.place(activation_bytes(model.detected.config, start))
-        samples, report = sample_latents(
-            transformer,
-            start,
-            prompts.samples,
-            avoided,
-            options,
-            device=device,
-            step_cache=step_cache,
-            run=walk_blocks(host.check_interrupt),
-            on_step=show_progress(
-                len(start.samples) * options.num_steps,
-                find_preview(model.detected.view.checkpoint, model.detected.config.out_channels),
-            ),
-        )
-        told = "\n".join(filter(None, (str(report), *precision_report(transformer))))
+        needed = activation_bytes(model.detected.config, start, model.memory.settings)
+        with model.open(needed) as opened:
+            samples, report = sample_latents(
+                opened.model,
+                start,
+                prompts.samples,
+                avoided,
+                options,
+                device=opened.device,
+                step_cache=step_cache,
+                run=walk_blocks(host.check_interrupt, opened.hold),
+                hold=opened.hold,
+                settings=model.memory.settings,
+                on_step=show_progress(
+                    len(start.samples) * options.num_steps,
+                    find_preview(model.detected.view.checkpoint, model.detected.config.out_channels),
+                ),
+            )
+            told = "\n".join(filter(None, (str(report), *precision_report(opened.model))))
         return io.NodeOutput(write_latent(samples.to(host.device_for("intermediate")), latent), told)
 
 

@@ -1,6 +1,6 @@
 """Weights that come to the device for as long as they are needed; see `streaming`."""
 
-from .budget import AUTO, MemoryOptions, Plan
+from .budget import AUTO, MODES, MemoryOptions, Plan
 from .device import CudaDevice, PlainDevice, StreamDevice, open_device
 from .layout import Layout, llama_layout, transformer_layout
 from .residency import Residency
@@ -8,6 +8,7 @@ from .streaming import StreamedModel
 
 __all__ = [
     "AUTO",
+    "MODES",
     "CudaDevice",
     "Layout",
     "MemoryOptions",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import OptionError
+from ..model.chunks import DEFAULT, LOW, BlockSettings
 from .layout import REST
 from .residency import Residency
 from .streaming import MIN_SLOTS
@@ -41,6 +42,11 @@ class MemoryOptions:
             raise OptionError(f'the memory mode is "{self.mode}", expected one of {", ".join(MODES)}')
         if self.prefetch < 1:
             raise OptionError(f"prefetch is {self.prefetch}, expected 1 or more; 2 is usual")
+
+    @property
+    def settings(self) -> BlockSettings:
+        """How blocks compute in this mode."""
+        return LOW if self.mode == "low" else DEFAULT
 
     @classmethod
     def read_budget(cls, text: str) -> float | None:

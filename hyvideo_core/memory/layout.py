@@ -24,12 +24,16 @@ class Layout:
         seldom: fetched when they are called, at most once in a while; they stay where there is room.
         never_kept: fetched when they are called, and not kept: a run needs them once.
         at_home: computed with on the host.
+        by_calls: the model holds nothing itself, so its parts are held when they are called.
+        pays_to_pin: weights are fetched often enough that pinning them costs less than it saves.
     """
 
     walked: tuple[str, ...]
     seldom: tuple[str, ...] = ()
     never_kept: tuple[str, ...] = ()
     at_home: tuple[str, ...] = ()
+    by_calls: bool = False
+    pays_to_pin: bool = True
 
     @property
     def on_call(self) -> tuple[str, ...]:
@@ -61,7 +65,7 @@ def transformer_layout(model: Transformer) -> Layout:
 def llama_layout(encoder: Any) -> Layout:
     """Layers one after the other; the table of tokens, of which a prompt needs a few rows, stays on the host."""
     layers = tuple(f"model.layers.{index}" for index in range(len(encoder.model.layers)))
-    return Layout(walked=layers, at_home=("model.embed_tokens",))
+    return Layout(walked=layers, at_home=("model.embed_tokens",), by_calls=True, pays_to_pin=False)
 
 
 def _innermost(tensor: str, parts: Mapping[str, object]) -> str:

@@ -41,6 +41,11 @@ class Residency:
         return sum(self.groups[name].num_bytes for name in self._order())
 
     @property
+    def total_bytes(self) -> int:
+        """All weights that are ever on the device."""
+        return sum(group.num_bytes for group in self.groups.values())
+
+    @property
     def kept_bytes(self) -> int:
         """What is kept now."""
         return sum(self.groups[name].num_bytes for name in self._kept)
@@ -81,7 +86,7 @@ class Residency:
 
     def fit(self, num_bytes: float) -> None:
         """Keeps as much as fits into so many bytes and the limit, and no more."""
-        most = min(num_bytes, self.limit)
+        most = max(0, min(num_bytes, self.limit))
         self.shrink(self.kept_bytes - most)
         self.grow(most - self.kept_bytes)
 

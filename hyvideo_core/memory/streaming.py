@@ -31,24 +31,13 @@ class StreamedModel:
             it lies in.
         prefetch: blocks that are fetched ahead, where the ring has room.
         slots: how many of the largest blocks the ring has room for.
-        by_calls: also the blocks that are walked are held when they are called, for models that hold nothing.
-        pin: weights that are fetched move into pinned memory first, which pays from the second time on.
     """
 
-    def __init__(
-        self,
-        residency: Residency,
-        model: nn.Module,
-        *,
-        prefetch: int = 2,
-        slots: int = 3,
-        by_calls: bool = False,
-        pin: bool = True,
-    ) -> None:
+    def __init__(self, residency: Residency, model: nn.Module, *, prefetch: int = 2, slots: int = 3) -> None:
         self._residency, self._device = residency, residency.device
         self._prefetch, self._slots = prefetch, max(slots, MIN_SLOTS)
-        self._is_pinned = pin and self._device.can_pin
         layout = residency.layout
+        self._pins = layout.pays_to_pin and self._device.can_pin
         own = {id(tensor) for group in residency.groups.values() for tensor in group.tensors}
         tensors = layout.tensors(model)
         self._groups = {
@@ -58,7 +47,7 @@ class StreamedModel:
         self._walk = {name: index for index, name in enumerate(layout.walked)}
         self._modules = {name: model.get_submodule(name) for name in (*layout.walked, *layout.on_call)}
         self._names = {id(module): name for name, module in self._modules.items()}
-        self._hooked = [*layout.on_call, *(layout.walked if by_calls else ())]
+        self._hooked = [*layout.on_call, *(layout.walked if layout.by_calls else ())]
         self._at_home = [model.get_submodule(name) for name in layout.at_home]
         self._hooks: list[Any] = []
         self._calls: list[tuple[str, AbstractContextManager[nn.Module]]] = []
@@ -157,7 +146,7 @@ class StreamedModel:
     def _open(self) -> None:
         for groups in self._groups.values():
             for group in groups:
-                if self._is_pinned and not group.is_bound:
+                if self._pins and not group.is_bound:
                     group.pack(self._device)
         for group in self._groups[REST]:
             group.bind(fetch_now(group, self._device))
@@ -167,14 +156,16 @@ class StreamedModel:
             self._compute_at_home(module)
 
     def _close(self, *, failed: bool) -> None:
+        is_sound = False
         try:
             self._calls.clear()
             for hook in self._hooks:
                 hook.remove()
             self._device.copies.synchronize()  # the homes may move or go from now on
+            is_sound = not failed
         finally:
             self._leave()
-            if failed:
+            if not is_sound:
                 self._residency.clear()
 
     @torch.inference_mode(False)

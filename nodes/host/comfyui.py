@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -23,6 +24,7 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 from server import PromptServer
 
+from ...hyvideo_core.memory import Residency, StreamDevice, open_device
 from . import headless_io
 from .contracts import Patcher, Progress, Role
 from .folders import (
@@ -53,15 +55,18 @@ __all__ = [
     "io",
     "is_host_vae",
     "make_patcher",
+    "make_streamed_patcher",
     "model_files",
     "offload_device_for",
     "output_folder",
     "place",
+    "place_streamed",
     "preview_factors",
     "preview_wanted",
     "progress",
     "resolve",
     "show_text",
+    "stream_device_for",
     "temp_folder",
     "user_folder",
 ]
@@ -242,6 +247,85 @@ def place(patcher: Patcher, memory_required: int = 0, beside: Sequence[Patcher] 
     # Outside inference mode: weights that move in it could never be trained.
     with torch.inference_mode(False):
         memory.load_models_gpu([patcher, *beside], memory_required=memory_required, force_full_load=True)
+    return patcher.load_device
+
+
+class HunyuanVideo(torch.nn.Module):
+    """What the host sees of a streamed model: nothing that it could move; its log calls it by this name."""
+
+
+class StreamedPatcher(comfy.model_patcher.ModelPatcher):
+    """Tells the host what a streamed model keeps on the device, and has it keep more or less as the host asks."""
+
+    def __init__(
+        self, residency: Residency, anchor: HunyuanVideo, load_device: torch.device, offload_device: torch.device
+    ) -> None:
+        self.residency = residency
+        super().__init__(anchor, load_device=load_device, offload_device=offload_device)
+
+    def model_size(self) -> int:
+        """Bytes that would be kept if there were room for all."""
+        return self.residency.limit
+
+    def loaded_size(self) -> int:
+        """Bytes that are kept now."""
+        return self.residency.kept_bytes
+
+    def partially_load(
+        self,
+        device_to: torch.device,  # noqa: ARG002 (there is one)
+        extra_memory: float = 0,
+        force_patch_weights: bool = False,  # noqa: ARG002
+    ) -> int:
+        """Keeps up to so many bytes more, or fewer where that is negative; gives how many more it became."""
+        if extra_memory < 0:
+            return -self.residency.shrink(-extra_memory)
+        return self.residency.grow(extra_memory)
+
+    def partially_unload(
+        self,
+        device_to: torch.device,  # noqa: ARG002 (there is one)
+        memory_to_free: float = 0,
+        force_patch_weights: bool = False,  # noqa: ARG002
+    ) -> int:
+        """Keeps at least so many bytes less, if there are as many; gives how many it became."""
+        return self.residency.shrink(memory_to_free)
+
+    def detach(self, unpatch_all: bool = True) -> torch.nn.Module:
+        """Keeps nothing; but with False, which the host says before it loads the same model again, everything."""
+        if unpatch_all:
+            self.residency.shrink(math.inf)
+        return self.model
+
+    def current_loaded_device(self) -> torch.device:
+        """Where the host has to count it."""
+        return self.load_device if self.residency.kept_bytes else self.offload_device
+
+    def clone(self, *args: object, **kwargs: object) -> StreamedPatcher:  # noqa: ARG002 (they speak of patches)
+        """Another patcher of the same weights."""
+        return StreamedPatcher(self.residency, self.model, self.load_device, self.offload_device)
+
+
+def stream_device_for(role: Role) -> StreamDevice | None:
+    """What a part's weights can be streamed to; None where they already lie in the memory that computes."""
+    device = device_for(role)
+    return None if device.type == "cpu" else open_device(device)
+
+
+def make_streamed_patcher(residency: Residency, role: Role) -> Patcher:
+    """The host's handle on a streamed model, whose weights it cannot move itself; keep it as long as the model."""
+    return StreamedPatcher(residency, HunyuanVideo(), device_for(role), offload_device_for(role))
+
+
+def place_streamed(patcher: Patcher, memory_required: int) -> torch.device:
+    """Has a streamed model keep as much as the host has room for beside a run, by its rules and the user's flags.
+
+    Args:
+        memory_required: bytes that the coming run needs besides what is kept.
+    Returns:
+        The device on which to compute.
+    """
+    memory.load_models_gpu([patcher], memory_required=memory_required)
     return patcher.load_device
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 import tempfile
 import threading
 import weakref
@@ -15,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ...hyvideo_core.errors import UntrustedFileError
+from ...hyvideo_core.memory import Residency, StreamDevice, open_device
 from . import headless_io as io
 from .contracts import Patcher, Progress, Role
 from .folders import (
@@ -45,21 +48,26 @@ __all__ = [
     "io",
     "is_host_vae",
     "make_patcher",
+    "make_streamed_patcher",
     "model_files",
     "offload_device_for",
     "output_folder",
     "place",
+    "place_streamed",
     "preview_factors",
     "preview_wanted",
     "progress",
     "resolve",
     "show_text",
+    "stream_device_for",
     "temp_folder",
     "user_folder",
 ]
 
 OUT_OF_MEMORY: tuple[type[BaseException], ...] = (torch.OutOfMemoryError, MemoryError)
 CPU = torch.device("cpu")
+RESERVED_BYTES = 2**29
+"""Left free of weights, for what libraries allocate for themselves."""
 # older names of model folders, which many installations still use
 _LEGACY_KINDS = {"diffusion_models": ("unet",), "text_encoders": ("clip",)}
 
@@ -259,7 +267,29 @@ class ModulePatcher:
         return [*self.model.parameters(), *self.model.buffers()]
 
 
-_placed: list[weakref.ref[ModulePatcher]] = []
+class StreamedPatcher:
+    """What others may ask of a streamed model: to keep less on its device."""
+
+    def __init__(self, residency: Residency, load_device: torch.device, offload_device: torch.device) -> None:
+        self.model = self.residency = residency
+        self.load_device = load_device
+        self.offload_device = offload_device
+
+    def model_size(self) -> int:
+        """Bytes that would be kept if there were room for all."""
+        return self.residency.limit
+
+    def loaded_size(self) -> int:
+        """Bytes that are kept now."""
+        return self.residency.kept_bytes
+
+    def move(self, device: torch.device) -> None:
+        """Keeps nothing, for any device but its own."""
+        if device != self.load_device:
+            self.residency.shrink(math.inf)
+
+
+_placed: list[weakref.ref[ModulePatcher | StreamedPatcher]] = []
 
 
 def make_patcher(module: torch.nn.Module, role: Role) -> ModulePatcher:
@@ -287,6 +317,35 @@ def place(patcher: Patcher, memory_required: int = 0, beside: Sequence[Patcher] 
     for one in own:
         _placed.append(weakref.ref(one))
         one.move(one.load_device)
+    return patcher.load_device
+
+
+def stream_device_for(role: Role) -> StreamDevice | None:
+    """What a part's weights can be streamed to; None where they already lie in the memory that computes."""
+    device = device_for(role)
+    return None if device.type == "cpu" else open_device(device)
+
+
+def make_streamed_patcher(residency: Residency, role: Role) -> StreamedPatcher:
+    """The one patcher of a streamed model; keep it as long as the model."""
+    return StreamedPatcher(residency, device_for(role), offload_device_for(role))
+
+
+def place_streamed(patcher: Patcher, memory_required: int) -> torch.device:
+    """Has a streamed model keep as much as there is room for beside a run, sending others away first.
+
+    Args:
+        memory_required: bytes that the coming run needs besides what is kept.
+    Returns:
+        The device on which to compute.
+    """
+    if not isinstance(patcher, StreamedPatcher):
+        raise TypeError(f"expected a patcher of make_streamed_patcher, got {type(patcher).__name__}")
+    _placed[:] = [ref for ref in _placed if ref() not in (None, patcher)]
+    needed = memory_required + RESERVED_BYTES
+    free_memory(patcher.model_size() - patcher.loaded_size() + needed, patcher.load_device)
+    _placed.append(weakref.ref(patcher))
+    patcher.residency.fit(patcher.loaded_size() + free_bytes(patcher.load_device) - needed)
     return patcher.load_device
 
 

@@ -7,10 +7,11 @@ import inspect
 import pytest
 from hyvideo_nodes.nodes import NODES
 
-CATEGORIES = {"loaders", "conditioning", "sampling", "latents", "step cache"}
+CATEGORIES = {"loaders", "conditioning", "sampling", "latents", "step cache", "memory"}
 WIDGETS = {
     "HYVLoadModel": ["model", "precision"],
     "HYVLoadLora": ["lora", "strength", "blocks", "mode"],
+    "HYVMemory": ["budget", "mode", "prefetch"],
     "HYVLoadTextEncoders": ["llm", "clip", "precision"],
     "HYVLoadVAE": ["vae", "precision"],
     "HYVInspectFile": ["file"],
