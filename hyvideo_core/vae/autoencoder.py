@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..config import VaeConfig
 from ..errors import ConfigError, ShapeError
+from .carry import Carry
 from .layers import CausalConv3d, Downsample, MidBlock, ResnetBlock, Upsample, group_norm, norm_silu
 
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -114,9 +115,11 @@ def layers_of(blocks: nn.ModuleList) -> Iterator[nn.Module]:
             yield from layers.children()
 
 
-def run_layer(layer: nn.Module, x: Tensor) -> Tensor:
-    """The layer's output; with grad off, x is gone."""
-    return layer(x, reuse=True) if isinstance(layer, ResnetBlock) else layer(x)
+def run_layer(layer: nn.Module, x: Tensor, *, reuse: bool = True, carry: Carry | None = None) -> Tensor:
+    """The layer's output; `reuse` and `carry` as in `ResnetBlock`."""
+    if isinstance(layer, ResnetBlock):
+        return layer(x, reuse=reuse, carry=carry)
+    return layer(x) if carry is None else layer(x, carry=carry)
 
 
 class Encoder(nn.Module):

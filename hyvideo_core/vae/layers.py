@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attention import sdpa
+from .carry import Carry, Moments
 
 NORM_EPS = 1e-6
 PIECE_ELEMENTS = 2**26
@@ -31,11 +32,14 @@ def group_norm(channels: int, num_groups: int) -> nn.GroupNorm:
     return nn.GroupNorm(num_groups, channels, eps=NORM_EPS)
 
 
-def norm_silu(norm: nn.GroupNorm, x: Tensor, *, reuse: bool = False) -> Tensor:
+def norm_silu(norm: nn.GroupNorm, x: Tensor, *, reuse: bool = False, carry: Carry | None = None) -> Tensor:
     """SiLU of the normalised input; with grad off one new tensor, and none but a piece of it with `reuse`.
 
     Groups know nothing of each other, so that their pieces have the whole's numbers, bit for bit.
     """
+    known = carry.moments_until_now(norm, moments_of(norm, x)) if carry else None
+    if known is not None:
+        return F.silu(_normalise(norm, x, known, x if reuse else torch.empty_like(x)), inplace=True)
     if torch.is_grad_enabled() or x.numel() <= PIECE_ELEMENTS:
         return F.silu(norm(x), inplace=not torch.is_grad_enabled())
     out = x if reuse else torch.empty_like(x)
@@ -45,6 +49,30 @@ def norm_silu(norm: nn.GroupNorm, x: Tensor, *, reuse: bool = False) -> Tensor:
             x[sample, channels], groups.stop - groups.start, norm.weight[channels], norm.bias[channels], norm.eps
         )
     return F.silu(out, inplace=True)
+
+
+def moments_of(norm: nn.GroupNorm, x: Tensor) -> Moments:
+    """What the norm would find in x."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    mean, variance = torch.empty(2, x.shape[0], norm.num_groups, dtype=dtype, device=x.device)
+    for sample, groups in group_pieces(norm, x):
+        values = x[sample, channels_of(norm, groups)].to(dtype).reshape(groups.stop - groups.start, -1)
+        variance[sample, groups], mean[sample, groups] = torch.var_mean(values, dim=1, correction=0)
+        del values  # before the next ones are made
+    return Moments(x[0].numel() // norm.num_groups, mean, variance)
+
+
+def _normalise(norm: nn.GroupNorm, x: Tensor, moments: Moments, out: Tensor) -> Tensor:
+    """The norm by given moments, written to out, which may be x."""
+    width = norm.num_channels // norm.num_groups
+    scale = (moments.variance + norm.eps).rsqrt().repeat_interleave(width, dim=1) * norm.weight
+    shift = norm.bias - moments.mean.repeat_interleave(width, dim=1) * scale
+    for sample, groups in group_pieces(norm, x):
+        channels = channels_of(norm, groups)
+        scaled = x[sample, channels] * scale[sample, channels, None, None, None]
+        out[sample, channels] = scaled.add_(shift[sample, channels, None, None, None])
+        del scaled  # before the next one is made
+    return out
 
 
 def group_pieces(norm: nn.GroupNorm, x: Tensor) -> Iterator[tuple[slice, slice]]:
@@ -69,23 +97,28 @@ class CausalConv3d(nn.Module):
         super().__init__()
         self.conv = nn.Conv3d(in_channels, out_channels, kernel_size, stride)
 
-    def forward(self, x: Tensor, *, reuse: bool = False) -> Tensor:
+    def forward(self, x: Tensor, *, reuse: bool = False, carry: Carry | None = None) -> Tensor:
         """[B, C, T, H, W] to [B, C_out, ceil(T / st), ceil(H / sh), ceil(W / sw)].
 
         Args:
             reuse: a long result may lie where x was.
+            carry: x is the next chunk of a clip; only without strides.
         """
-        out_channels = self.conv.out_channels
+        out_channels, reach = self.conv.out_channels, self.conv.kernel_size[0] - 1
         fits = reuse and out_channels <= x.shape[1] and self.conv.stride == (1, 1, 1)
+        before = carry.frames_before(self, x, reach) if carry and reach else None
+        skip = 0 if before is None else before.shape[2]
+
+        def frames(first: int, stop: int) -> Tensor:
+            own = x[:, :, max(0, first - skip) : stop - skip]
+            return own if before is None or first >= skip else torch.cat([before[:, :, first:], own], dim=2)
+
         return self.convolve(
-            lambda first, stop: x[:, :, first:stop],
-            x.shape[2],
-            x[:, :, 0].numel(),
-            into=x[:, :out_channels] if fits else None,
+            frames, skip + x.shape[2], x[:, :, 0].numel(), skip=skip, into=x[:, :out_channels] if fits else None
         )
 
     def convolve(
-        self, frames: FrameSource, num_frames: int, frame_elements: int, *, into: Tensor | None = None
+        self, frames: FrameSource, num_frames: int, frame_elements: int, *, skip: int = 0, into: Tensor | None = None
     ) -> Tensor:
         """The same on frames that are made when they are needed, so that the whole input never has to exist.
 
@@ -93,20 +126,20 @@ class CausalConv3d(nn.Module):
             frames: called with falling ranges.
             num_frames: T of the input.
             frame_elements: B * C * H * W of the input.
+            skip: output frames at the start that nobody wants, because a chunk before has made them.
             into: where a result of several pieces is written, the memory of the input's own frames included.
         """
         stride = self.conv.stride[0]
         num_out = (num_frames - 1) // stride + 1
         piece = max(1, PIECE_ELEMENTS // (frame_elements * stride))
-        if torch.is_grad_enabled() or piece >= num_out:
-            return self._convolve_range(frames, 0, num_out)
+        if torch.is_grad_enabled() or piece >= num_out - skip:
+            return self._convolve_range(frames, skip, num_out)
         # the last frames first: no earlier frame needs what they overwrite
-        for first in reversed(range(0, num_out, piece)):
-            stop = min(first + piece, num_out)
-            part = self._convolve_range(frames, first, stop)
+        for first in reversed(range(skip, num_out, piece)):
+            part = self._convolve_range(frames, first, min(first + piece, num_out))
             if into is None:
-                into = part.new_empty(*part.shape[:2], num_out, *part.shape[3:])
-            into[:, :, first:stop] = part
+                into = part.new_empty(*part.shape[:2], num_out - skip, *part.shape[3:])
+            into[:, :, first - skip : first - skip + part.shape[2]] = part
             del part  # before the next one is made
         assert into is not None
         return into
@@ -133,21 +166,22 @@ class ResnetBlock(nn.Module):
         self.conv2 = CausalConv3d(out_channels, out_channels)
         self.conv_shortcut = CausalConv3d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, x: Tensor, *, reuse: bool = False) -> Tensor:
+    def forward(self, x: Tensor, *, reuse: bool = False, carry: Carry | None = None) -> Tensor:
         """[B, C, T, H, W] to [B, C_out, T, H, W].
 
         Args:
             reuse: x may be overwritten.
+            carry: x is the next chunk of a clip; only with grad off.
         """
         if torch.is_grad_enabled():
             h = self.conv2(norm_silu(self.norm2, self.conv1(norm_silu(self.norm1, x))))
             return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
         # the shortcut first, so that the rest can lie where x was
         residual = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        h = norm_silu(self.norm1, x, reuse=reuse and residual is not x)
-        h = self.conv1(h, reuse=True)
-        h = norm_silu(self.norm2, h, reuse=True)
-        h = self.conv2(h, reuse=True)
+        h = norm_silu(self.norm1, x, reuse=reuse and residual is not x, carry=carry)
+        h = self.conv1(h, reuse=True, carry=carry)
+        h = norm_silu(self.norm2, h, reuse=True, carry=carry)
+        h = self.conv2(h, reuse=True, carry=carry)
         return h.add_(residual) if residual is x else residual.add_(h)
 
 
@@ -223,13 +257,21 @@ class Upsample(nn.Module):
         self.factors = factors
         self.conv = CausalConv3d(channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, T, H, W] to [B, C, 1 + ft * (T - 1), fh * H, fw * W]."""
+    def forward(self, x: Tensor, *, carry: Carry | None = None) -> Tensor:
+        """[B, C, T, H, W] to [B, C, 1 + ft * (T - 1), fh * H, fw * W].
+
+        Args:
+            carry: x is the next chunk of a clip; later ones become ft * T frames.
+        """
         ft, fh, fw = self.factors
+        reach = self.conv.conv.kernel_size[0] - 1
+        before = carry.frames_before(self, x, -(-reach // ft)) if carry else None
+        clip = x if before is None else torch.cat([before, x], dim=2)
         return self.conv.convolve(
-            lambda first, stop: enlarge_frames(x, self.factors, first, stop),
-            1 + ft * (x.shape[2] - 1),
+            lambda first, stop: enlarge_frames(clip, self.factors, first, stop),
+            1 + ft * (clip.shape[2] - 1),
             x[:, :, 0].numel() * fh * fw,
+            skip=0 if before is None else 1 + ft * (before.shape[2] - 1),
         )
 
 

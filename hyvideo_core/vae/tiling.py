@@ -22,9 +22,10 @@ from torch import Tensor
 from ..config import VaeConfig
 from ..errors import OptionError, ShapeError
 from .autoencoder import VideoAutoencoder, check_latents, check_video
+from .carried import decode_carried
 
 TileCallback = Callable[[int, int], None]
-"""Called with (tiles done, all tiles) after each tile; may raise in order to stop."""
+"""Called with (steps done, all steps) after each tile, or chunk of a carried one; may raise in order to stop."""
 
 FRAMES, HEIGHT, WIDTH = 2, 3, 4  # axes
 _ALL = (slice(None), slice(None))  # every sample, every channel
@@ -42,6 +43,8 @@ class Tiling:
         overlap: pixels shared by neighbours.
         temporal_size: frames per run; None takes all frames.
         temporal_overlap: frames shared by successive runs.
+        carried: decode runs as one clip: each goes on where the one before stopped, and none overlap, so that
+            `temporal_overlap` has no effect (see `carried`). Decoding only.
         keep_redundant: also code trailing tiles whose cells the tile before them covers, as the reference does;
             they change the picture near the far border and take time.
     Raises:
@@ -53,6 +56,7 @@ class Tiling:
     temporal_size: int | None = 64
     temporal_overlap: int = 16
     keep_redundant: bool = False
+    carried: bool = False
 
     def __post_init__(self) -> None:
         pairs = {"tile_size": "overlap", "temporal_size": "temporal_overlap"}
@@ -102,16 +106,25 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TilePlan:
-    """The windows of every axis; tiles are their product, in this order."""
+    """The windows of every axis; tiles are their product, in this order.
+
+    `chunk` is None, or the latent frames that a tile of carried runs decodes at once.
+    """
 
     frames: tuple[Window, ...]
     rows: tuple[Window, ...]
     columns: tuple[Window, ...]
+    chunk: int | None = None
 
     @property
     def num_tiles(self) -> int:
         """Tiles of one sample."""
         return len(self.frames) * len(self.rows) * len(self.columns)
+
+    @property
+    def num_steps(self) -> int:
+        """How often one sample's progress is reported: after each tile, or after each chunk of one."""
+        return self.num_tiles * (1 if self.chunk is None else -(-self.frames[-1].stop // self.chunk))
 
 
 def plan_windows(size: int, tile: int, overlap: int, *, lead: int = 0, keep_redundant: bool = False) -> list[Window]:
@@ -150,12 +163,14 @@ def plan_tiles(latent_size: tuple[int, int, int], config: VaeConfig, tiling: Til
     # the reference tiles both sides as soon as one of them is larger than a tile
     if size is None or max(height, width) <= size:
         size, overlap = max(height, width), 0
-    if run is None or num_frames <= run:
+    chunk = min(run or num_frames, num_frames) if tiling.carried else None
+    if run is None or num_frames <= run or tiling.carried:
         run, run_overlap = num_frames, 0
     return TilePlan(
         frames=tuple(plan_windows(num_frames, run, run_overlap, lead=1, keep_redundant=keep)),
         rows=tuple(plan_windows(height, size, overlap, keep_redundant=keep)),
         columns=tuple(plan_windows(width, size, overlap, keep_redundant=keep)),
+        chunk=chunk,
     )
 
 
@@ -197,8 +212,11 @@ def decode_tiled(
     """
     check_latents(tuple(latents.shape), vae.config)
     plan = plan_tiles((latents.shape[2], latents.shape[3], latents.shape[4]), vae.config, tiling)
-    coder = _Coder(vae.decode, source=_LATENT_GRID, target=_video_grid(vae.config))
-    return _code_tiles(coder, latents, plan, vae.config.image_channels, out, on_tile)
+    target = _video_grid(vae.config)
+    out = _place_for(latents, plan, target, vae.config.image_channels, out)
+    if plan.chunk is not None:
+        return _decode_carried(vae, latents, plan, out, _Steps(on_tile, len(latents) * plan.num_steps))
+    return _code_tiles(_Coder(vae.decode, source=_LATENT_GRID, target=target), latents, plan, out, on_tile)
 
 
 def encode_tiled(
@@ -215,9 +233,11 @@ def encode_tiled(
 
     Raises:
         ShapeError: a video or out that does not fit the model.
-        OptionError: tiles that do not.
+        OptionError: tiles that do not, or carried runs.
     """
     check_video(tuple(video.shape), vae.config)
+    if tiling.carried:
+        raise OptionError("carried runs: expected overlapping ones for encoding; use them for decoding only")
     grid = _video_grid(vae.config)
     size = (
         (video.shape[2] - 1) // vae.config.time_factor + 1,
@@ -226,7 +246,8 @@ def encode_tiled(
     )
     coder = _Coder(vae.encode, source=grid, target=_LATENT_GRID)
     plan = plan_tiles(size, vae.config, tiling)
-    return _code_tiles(coder, video, plan, 2 * vae.config.latent_channels, out, on_tile)
+    out = _place_for(video, plan, _LATENT_GRID, 2 * vae.config.latent_channels, out)
+    return _code_tiles(coder, video, plan, out, on_tile)
 
 
 def decode_images(
@@ -300,22 +321,58 @@ class _Coder:
         return self.code(source[self.source.read(t, row, column)])[:, :, t.first - t.start :].float()
 
 
-def _code_tiles(
-    coder: _Coder, source: Tensor, plan: TilePlan, channels: int, out: Tensor | None, on_tile: TileCallback | None
-) -> Tensor:
-    grid, batch = coder.target, source.shape[0]
+def _place_for(source: Tensor, plan: TilePlan, grid: _Grid, channels: int, out: Tensor | None) -> Tensor:
+    """Where the result is written: out if it fits, or a new tensor beside the source."""
     sides = (plan.rows[-1].stop * grid.side, plan.columns[-1].stop * grid.side)
-    shape = (batch, channels, grid.frame_edge(plan.frames[-1].stop), *sides)
+    shape = (source.shape[0], channels, grid.frame_edge(plan.frames[-1].stop), *sides)
     if out is None:
-        out = torch.empty(shape, dtype=torch.float32, device=source.device)
+        return torch.empty(shape, dtype=torch.float32, device=source.device)
     if tuple(out.shape) != shape or not out.is_floating_point():
         raise ShapeError(f"out is {out.dtype} {list(out.shape)}: expected floats {list(shape)}; allocate it like that")
-    total = batch * plan.num_tiles
+    return out
+
+
+def _code_tiles(
+    coder: _Coder, source: Tensor, plan: TilePlan, out: Tensor, on_tile: TileCallback | None = None
+) -> Tensor:
+    total = source.shape[0] * plan.num_tiles
     with torch.no_grad():
         for done, _ in enumerate(_walk(coder, source, plan, out), start=1):
             if on_tile is not None:
                 on_tile(done, total)
     return out
+
+
+@dataclass(slots=True)
+class _Steps:
+    """Counts chunks over all tiles."""
+
+    report: TileCallback | None
+    total: int
+    done: int = 0
+
+    def __call__(self) -> None:
+        self.done += 1
+        if self.report is not None:
+            self.report(self.done, self.total)
+
+
+def _decode_carried(vae: VideoAutoencoder, latents: Tensor, plan: TilePlan, out: Tensor, on_chunk: _Steps) -> Tensor:
+    """Tiles of all frames; they are put together on the output's device, where there is room for them."""
+    assert plan.chunk is not None
+    if plan.num_tiles == 1:
+        for sample in range(len(latents)):
+            own = slice(sample, sample + 1)
+            decode_carried(vae, latents[own], plan.chunk, out[own], on_chunk)
+        return out
+    grid, chunk = _video_grid(vae.config), plan.chunk
+
+    def code(tile: Tensor) -> Tensor:
+        sides = (size * grid.side for size in tile.shape[3:])
+        video = torch.empty(1, out.shape[1], out.shape[2], *sides, dtype=torch.float32, device=out.device)
+        return decode_carried(vae, tile, chunk, video, on_chunk)
+
+    return _code_tiles(_Coder(code, source=_LATENT_GRID, target=grid), latents, plan, out)
 
 
 def _walk(coder: _Coder, source: Tensor, plan: TilePlan, out: Tensor) -> Iterator[None]:
