@@ -86,8 +86,8 @@ class Meter:
 
     Args:
         weights: modules and tensors whose storages are not counted.
-        device: the kind of device that is measured; tensors elsewhere are not counted. Copies from meta to a real
-            device move nothing.
+        device: the kind of device that is measured; tensors elsewhere are not counted. What is copied from meta
+            to a real device is zeros, or nothing at all where it is copied into a tensor.
     """
 
     def __init__(self, *, weights: Iterable[nn.Module | Tensor] = (), device: str = "meta") -> None:
@@ -274,7 +274,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The operation; but what goes from meta to a real device is a copy of nothing, and every condition holds."""
+    """The operation; but from meta come zeros to a real device, and every condition holds."""
     name = func.overloadpacket.__name__
     if name == "_local_scalar_dense" and args[0].is_meta and args[0].dtype == torch.bool:
         return True
@@ -282,7 +282,7 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return args[0]
     device = kwargs.get("device")
     if name == "_to_copy" and args[0].is_meta and device is not None and torch.device(device).type != "meta":
-        return torch.empty(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype, device=device)
+        return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype, device=device)
     return func(*args, **kwargs)
 
 

@@ -64,9 +64,10 @@ def build(setting: Setting) -> tuple[VideoAutoencoder, Any]:
     nn.Module.to(theirs, setting.device, setting.dtype).eval().requires_grad_(False)
     ours = VideoAutoencoder(config).to(setting.device, setting.dtype).eval().requires_grad_(False)
     ours.load_state_dict(theirs.state_dict())
-    tile, overlap = config.sample_size, config.sample_size // 4
-    frames, shared = config.sample_frames, config.sample_frames // 4
-    theirs.enable_tiling(tile, tile, frames, tile - overlap, tile - overlap, frames - shared)
+    tiling = Tiling.official(config)
+    side, frames = tiling.tile_size, tiling.temporal_size
+    stride, run_stride = side - tiling.overlap, frames - tiling.temporal_overlap
+    theirs.enable_tiling(side, side, frames, stride, stride, run_stride)
     return ours, theirs
 
 
