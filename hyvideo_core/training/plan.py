@@ -80,7 +80,7 @@ STANDARD = Plan(
         ),
         Phase(
             name="all_clips",
-            schedule=Schedule(steps=8000, learning_rate=1.2e-3, muon=True, seed=9),
+            schedule=Schedule(steps=7000, learning_rate=1.2e-3, muon=True, seed=9),
             shares={"clip": 0.75, "picture": 0.04, "wide clip": 0.03, "large clip": 0.06, "long clip": 0.12},
         ),
     ),
