@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,9 @@ from ..hyvideo_core.shapes import OFFICIAL_SIZES, SIZE_STEP, VideoShape
 from . import host
 from .host import io
 from .native_vae import decode_natively, encode_natively
-from .vae import VideoVae, check_samples, crop_images, user_tiling, widget_tiling
+from .vae import CARRIED, MODES, TILED, VideoVae, check_samples, crop_images, user_tiling, widget_tiling
+
+logger = logging.getLogger(__name__)
 
 CATEGORY = "HunyuanVideo/latents"
 ASPECTS = list(OFFICIAL_SIZES["720p"])
@@ -178,6 +181,28 @@ class HYVVAEDecode(_TiledNode):
                 io.Latent.Input("samples", tooltip="Latents of a HunyuanVideo model."),
                 io.Vae.Input("vae", tooltip="A HunyuanVideo VAE, from our loader or ComfyUI's."),
                 *tiling_inputs("decoded"),
+                io.Combo.Input(
+                    "mode",
+                    options=list(MODES),
+                    default=TILED,
+                    optional=True,
+                    tooltip="tiled: runs of frames overlap and blend, as in the reference. carried: each run goes on "
+                    "where the one before stopped. Faster, no seams in time, slightly other numbers; tile_size 0 "
+                    "decodes whole frames.",
+                ),
+                io.Boolean.Input(
+                    "fit_memory",
+                    default=True,
+                    optional=True,
+                    tooltip="Where these tiles do not fit into free GPU memory, take smaller ones, first of 32 frames. "
+                    "That changes the numbers a little, and the log says so. Off: always these tiles.",
+                ),
+                io.Boolean.Input(
+                    "channels_last",
+                    default=False,
+                    optional=True,
+                    tooltip="Another memory layout for convolutions. Faster on some cards; rounds differently.",
+                ),
             ],
             outputs=[io.Image.Output("images", tooltip="All frames; several videos follow each other.")],
         )
@@ -191,15 +216,21 @@ class HYVVAEDecode(_TiledNode):
         overlap: int,
         temporal_size: int,
         temporal_overlap: int,
+        mode: str = TILED,
+        fit_memory: bool = True,
+        channels_last: bool = False,
     ) -> io.NodeOutput:
         """Decodes with our VAE, or lets a native one decode."""
         latents: Tensor = samples["samples"]
         if not isinstance(vae, VideoVae):
+            if mode == CARRIED or channels_last:
+                logger.warning("mode and channels_last have no effect on a VAE of ComfyUI, which decodes its own way")
             images = decode_natively(vae, latents, tile_size, overlap, temporal_size, temporal_overlap)
             return io.NodeOutput(images.flatten(0, 1) if images.ndim == 5 else images)
         check_samples(latents, vae.config)
-        tiling = user_tiling(vae.config, tile_size, overlap, temporal_size, temporal_overlap)
-        return io.NodeOutput(vae.decode_with(latents, tiling).flatten(0, 1))
+        tiling = user_tiling(vae.config, tile_size, overlap, temporal_size, temporal_overlap, mode)
+        images = vae.decode_with(latents, tiling, fit_memory=fit_memory, channels_last=channels_last)
+        return io.NodeOutput(images.flatten(0, 1))
 
 
 class HYVVAEEncode(_TiledNode):

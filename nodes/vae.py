@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,12 +14,16 @@ from ..hyvideo_core.config import VaeConfig
 from ..hyvideo_core.errors import NonFiniteError, ShapeError, WrongModelError
 from ..hyvideo_core.shapes import SIZE_STEP, TIME_FACTOR
 from ..hyvideo_core.vae.autoencoder import Gaussian, VideoAutoencoder
+from ..hyvideo_core.vae.fitting import SLACK, fit_tiling, tile_bytes
+from ..hyvideo_core.vae.layers import use_channels_last
 from ..hyvideo_core.vae.tiling import Tiling, decode_images, encode_tiled, plan_tiles
 from . import host
 from .recipes import SharedWeights
 
-# activations of a tile at full resolution that are alive at once, in tensors of the first level's width
-LIVE_ACTIVATIONS = 6
+logger = logging.getLogger(__name__)
+
+TILED, CARRIED = "tiled", "carried"
+MODES = (TILED, CARRIED)
 
 
 class VideoVae:
@@ -91,8 +96,8 @@ class VideoVae:
         return self.config.time_factor
 
     def decode(self, samples: Tensor, **_: Any) -> Tensor:
-        """Raw latents [B, C, T, h, w] to images [B, F, H, W, 3] in 0..1, tiled as the reference does."""
-        return self.decode_with(samples, Tiling.official(self.config))
+        """Raw latents [B, C, T, h, w] to images [B, F, H, W, 3] in 0..1, tiled as the reference does where it fits."""
+        return self.decode_with(samples, Tiling.official(self.config), fit_memory=True)
 
     def decode_tiled(
         self,
@@ -131,18 +136,27 @@ class VideoVae:
         """The same with tiles in pixels and frames, as the host's tiled encode asks for."""
         return self.encode_with(pixels, native_tiling(self.config, 1, 1, (tile_x, tile_y), overlap, tile_t, overlap_t))
 
-    def decode_with(self, samples: Tensor, tiling: Tiling) -> Tensor:
+    def decode_with(
+        self, samples: Tensor, tiling: Tiling, *, fit_memory: bool = False, channels_last: bool = False
+    ) -> Tensor:
         """Raw latents to images [B, F, H, W, 3] with any tiling; shows progress, can be interrupted.
 
+        Args:
+            fit_memory: take smaller tiles where these do not fit into free memory, and say so.
+            channels_last: how convolutions lay out their data; see `use_channels_last`.
         Raises:
             ShapeError: latents of another model.
             NonFiniteError: NaN in the latents.
         """
         samples = samples[:, :, None] if samples.ndim == 4 else samples
         check_samples(samples, self.config)
-        plan = plan_tiles((samples.shape[2], samples.shape[3], samples.shape[4]), self.config, tiling)
-        model = self._place(tiling, samples.shape[2:], 1)
-        on_tile = _tile_progress(len(samples) * plan.num_tiles)
+        size = (samples.shape[2], samples.shape[3], samples.shape[4])
+        itemsize = self.patcher.model.dtype.itemsize
+        model = self._place(tile_bytes(self.config, size, itemsize, tiling))
+        if fit_memory:
+            tiling = self._fit(size, itemsize, tiling)
+        use_channels_last(model, channels_last)
+        on_tile = _tile_progress(len(samples) * plan_tiles(size, self.config, tiling).num_steps)
         images = decode_images(model, samples, tiling, device=self.output_device, on_tile=on_tile)
         return images.unflatten(0, (len(samples), -1))
 
@@ -156,16 +170,34 @@ class VideoVae:
         video = cropped.movedim(-1, 0)[None].float() * 2 - 1
         frames, side = self.config.time_factor, self.config.spatial_factor
         size = ((video.shape[2] - 1) // frames + 1, video.shape[3] // side, video.shape[4] // side)
-        model = self._place(tiling, size, 1)
-        on_tile = _tile_progress(plan_tiles(size, self.config, tiling).num_tiles)
+        model = self._place(tile_bytes(self.config, size, self.vae_dtype.itemsize, tiling, encoding=True))
+        on_tile = _tile_progress(plan_tiles(size, self.config, tiling).num_steps)
         moments = encode_tiled(model, video, tiling, on_tile=on_tile)
         return Gaussian.from_moments(moments).mode.float().to(self.output_device)
 
-    def _place(self, tiling: Tiling, latent_size: tuple[int, ...], batch: int) -> VideoAutoencoder:
+    def _place(self, num_bytes: int) -> VideoAutoencoder:
         patcher = self.patcher
-        needed = batch * tile_bytes(self.config, tiling, latent_size, patcher.model.dtype)
-        host.place(patcher, needed)
+        host.place(patcher, num_bytes + SLACK)
         return patcher.model
+
+    def _fit(self, size: tuple[int, int, int], itemsize: int, wanted: Tiling) -> Tiling:
+        free = host.free_bytes(self.device)
+        tiling = fit_tiling(self.config, size, itemsize, free, wanted)
+        if tiling != wanted:
+            text = (
+                f"decoded with tiles of {describe(tiling)}, as {describe(wanted)} would take "
+                f"{tile_bytes(self.config, size, itemsize, wanted) / 1e9:.1f} GB of the {free / 1e9:.1f} GB that are "
+                "free; this changes the numbers a little"
+            )
+            logger.warning("HunyuanVideo VAE: %s (fit_memory)", text)
+            host.show_text(text)
+        return tiling
+
+
+def describe(tiling: Tiling) -> str:
+    """The size of tiles in words."""
+    side = "whole frames" if tiling.tile_size is None else f"{tiling.tile_size} pixels"
+    return f"{side} x {'all' if tiling.temporal_size is None else tiling.temporal_size} frames"
 
 
 def check_samples(samples: Tensor, config: VaeConfig) -> None:
@@ -219,9 +251,16 @@ def widget_tiling(tile_size: int, overlap: int, temporal_size: int, temporal_ove
     )
 
 
-def user_tiling(config: VaeConfig, tile_size: int, overlap: int, temporal_size: int, temporal_overlap: int) -> Tiling:
+def user_tiling(
+    config: VaeConfig,
+    tile_size: int,
+    overlap: int,
+    temporal_size: int,
+    temporal_overlap: int,
+    mode: str = TILED,
+) -> Tiling:
     """Tiling as the widgets say; the reference's own values give exactly the reference's tiles."""
-    tiling = widget_tiling(tile_size, overlap, temporal_size, temporal_overlap)
+    tiling = replace(widget_tiling(tile_size, overlap, temporal_size, temporal_overlap), carried=mode == CARRIED)
     official = Tiling.official(config)
     return official if replace(tiling, keep_redundant=True) == official else tiling
 
@@ -255,19 +294,9 @@ def _floor(size: int, factor: int) -> int:
     return max(factor, size // factor * factor)
 
 
-def tile_bytes(config: VaeConfig, tiling: Tiling, latent_size: tuple[int, ...], dtype: torch.dtype) -> int:
-    """A rough peak of activations for one tile: a few tensors of the first level's width at full resolution."""
-    frames, height, width = latent_size[0] * config.time_factor, *(n * config.spatial_factor for n in latent_size[1:])
-    if tiling.tile_size is not None:
-        height, width = min(height, tiling.tile_size), min(width, tiling.tile_size)
-    if tiling.temporal_size is not None:
-        frames = min(frames, tiling.temporal_size + config.time_factor)
-    return LIVE_ACTIVATIONS * frames * height * width * config.block_channels[0] * dtype.itemsize
-
-
-def _tile_progress(num_tiles: int) -> Any:
-    """A callback that moves the node's bar and lets the user stop between tiles."""
-    bar = host.progress(num_tiles)
+def _tile_progress(num_steps: int) -> Any:
+    """A callback that moves the node's bar and lets the user stop between tiles, or chunks of carried ones."""
+    bar = host.progress(num_steps)
 
     def on_tile(done: int, total: int) -> None:  # noqa: ARG001 (known from the plan)
         host.check_interrupt()

@@ -20,7 +20,15 @@ WIDGETS = {
     "HYVResolution": ["resolution", "aspect"],
     "HYVSampler": ["seed", "steps", "embedded_guidance_scale", "flow_shift", "cfg", "denoise"],
     "HYVTeaCache": ["rel_l1_thresh", "start_percent", "end_percent"],
-    "HYVVAEDecode": ["tile_size", "overlap", "temporal_size", "temporal_overlap"],
+    "HYVVAEDecode": [
+        "tile_size",
+        "overlap",
+        "temporal_size",
+        "temporal_overlap",
+        "mode",
+        "fit_memory",
+        "channels_last",
+    ],
     "HYVVAEEncode": ["tile_size", "overlap", "temporal_size", "temporal_overlap"],
 }
 """Widgets in the order in which saved graphs store them: append, never insert."""

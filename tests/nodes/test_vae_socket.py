@@ -7,7 +7,9 @@ import copy
 import pytest
 import torch
 from hyvideo_nodes.hyvideo_core.errors import ShapeError, WrongModelError
+from hyvideo_nodes.hyvideo_core.vae.fitting import SLACK, tile_bytes
 from hyvideo_nodes.hyvideo_core.vae.tiling import Tiling
+from hyvideo_nodes.nodes import vae as vae_module
 from hyvideo_nodes.nodes.vae import native_tiling, user_tiling
 
 
@@ -59,6 +61,12 @@ def test_the_references_tiles_are_the_default(vae):
     assert native_tiling(vae.config, 8, 4, (None, None), None, None, None).tile_size == 256
 
 
+def test_carried_tiles_never_pass_for_the_references(vae):
+    tiling = user_tiling(vae.config, 256, 64, 64, 16, "carried")
+    assert tiling == Tiling(carried=True)
+    assert user_tiling(vae.config, 256, 64, 64, 16, "tiled") == Tiling.official(vae.config)
+
+
 def test_zero_means_whole(vae):
     assert user_tiling(vae.config, 0, 64, 0, 16) == Tiling(
         tile_size=None, overlap=0, temporal_size=None, temporal_overlap=0
@@ -83,6 +91,63 @@ def test_encode_then_decode_keeps_the_size(vae, run_node):
     (latent,) = run_node("HYVVAEEncode", pixels=torch.rand(9, 48, 64, 3), vae=vae)
     (images,) = run_node("HYVVAEDecode", samples=latent, vae=vae)
     assert images.shape == (9, 48, 64, 3)
+
+
+LATENTS = {"samples": torch.randn(1, 16, 9, 4, 6, generator=torch.Generator().manual_seed(3))}
+
+
+def test_graphs_saved_before_there_were_modes_give_the_same(vae, run_node):
+    whole = vae.decode_with(LATENTS["samples"], Tiling.official(vae.config)).flatten(0, 1)
+    widgets = {"tile_size": 256, "overlap": 64, "temporal_size": 64, "temporal_overlap": 16}
+    assert torch.equal(run_node("HYVVAEDecode", samples=LATENTS, vae=vae, **widgets)[0], whole)
+    assert torch.equal(run_node("HYVVAEDecode", samples=LATENTS, vae=vae)[0], whole)
+
+
+def test_the_carried_mode_is_near_the_tiled_one_and_shows_its_progress(vae, run_node, monkeypatch):
+    (whole,) = run_node("HYVVAEDecode", samples=LATENTS, vae=vae, temporal_size=0)
+    (one,) = run_node("HYVVAEDecode", samples=LATENTS, vae=vae, temporal_size=0, mode="carried")
+    assert torch.equal(one, whole)
+    totals = []
+    monkeypatch.setattr(vae_module.host, "progress", lambda total: totals.append(total) or SilentBar())
+    (images,) = run_node("HYVVAEDecode", samples=LATENTS, vae=vae, temporal_size=8, temporal_overlap=4, mode="carried")
+    assert totals == [5]
+    assert images.shape == whole.shape
+    assert 0 < (images - whole).abs().mean() < 0.05
+
+
+class SilentBar:
+    def update(self, done, preview=None):
+        pass
+
+
+def test_short_memory_gives_smaller_tiles_and_a_line_in_the_log(vae, run_node, monkeypatch, caplog):
+    samples = {"samples": torch.randn(1, 16, 17, 4, 6)}
+    official = Tiling.official(vae.config)
+    needed = tile_bytes(vae.config, (17, 4, 6), vae.vae_dtype.itemsize, official) + SLACK
+    shorter = vae.decode_with(samples["samples"], Tiling(temporal_size=32, temporal_overlap=8, keep_redundant=True))
+    for free, fits, expected in ((needed, True, None), (needed - 1, True, shorter), (needed - 1, False, None)):
+        monkeypatch.setattr(vae_module.host, "free_bytes", lambda device, free=free: free)
+        caplog.clear()
+        (images,) = run_node("HYVVAEDecode", samples=samples, vae=vae, fit_memory=fits)
+        expected = vae.decode_with(samples["samples"], official) if expected is None else expected
+        assert torch.equal(images, expected.flatten(0, 1))
+        assert ("32 frames" in caplog.text) is (free < needed and fits)
+
+
+def test_the_host_is_asked_for_the_room_that_the_tiles_take(vae, monkeypatch):
+    asked, place = [], vae_module.host.place
+    monkeypatch.setattr(vae_module.host, "place", lambda patcher, room: asked.append(room) or place(patcher, room))
+    vae.decode(LATENTS["samples"])
+    itemsize = vae.vae_dtype.itemsize
+    assert asked == [tile_bytes(vae.config, (9, 4, 6), itemsize, Tiling.official(vae.config)) + SLACK]
+
+
+def test_channels_last_is_a_matter_of_rounding_and_can_be_undone(vae, run_node):
+    (first,) = run_node("HYVVAEDecode", samples=LATENTS, vae=vae)
+    (other,) = run_node("HYVVAEDecode", samples=LATENTS, vae=vae, channels_last=True)
+    (again,) = run_node("HYVVAEDecode", samples=LATENTS, vae=vae)
+    assert torch.allclose(other, first, atol=1e-3)
+    assert torch.equal(again, first)
 
 
 def test_too_small_a_picture_is_refused(vae, run_node):

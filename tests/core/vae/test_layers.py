@@ -15,6 +15,7 @@ from hyvideo_nodes.hyvideo_core.vae.layers import (
     enlarge_frames,
     group_norm,
     norm_silu,
+    use_channels_last,
 )
 
 
@@ -61,6 +62,24 @@ def test_a_result_that_lies_where_its_input_was_is_the_same(
         out = layer(x, reuse=True)
     assert torch.equal(out, expected)
     assert out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("limit", [2**26, 1])
+def test_channels_last_weights_change_the_layout_inside_only(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    layer, x = ResnetBlock(8, 4, 2), torch.randn(1, 8, 3, 4, 6)
+    monkeypatch.setattr(layers, "PIECE_ELEMENTS", limit)
+    with torch.no_grad():
+        expected = layer(x)
+        use_channels_last(layer, True)
+        assert layer.conv1.conv.weight.is_contiguous(memory_format=torch.channels_last_3d)
+        out = layer(x)
+        assert out.is_contiguous()
+        assert torch.allclose(out, expected, atol=1e-5)
+        use_channels_last(layer, False)
+        assert torch.equal(layer(x), expected)
+    with torch.inference_mode():
+        use_channels_last(layer, True)
+    assert not layer.conv1.conv.weight.is_inference()
 
 
 @pytest.mark.parametrize("reuse", [False, True])
