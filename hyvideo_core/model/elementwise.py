@@ -82,9 +82,15 @@ def gated_norm(x: Tensor, update: Tensor, gate: Tensor, affine: Affine) -> tuple
 
 def unit_rms(x: Tensor) -> Tensor:
     """x / rms(x) over the last axis: float32 inside, rounded to x's dtype."""
+    if torch.is_grad_enabled():
+        wide = x.float()  # gradients of both factors meet in float32
+        return (wide * _inverse_rms(wide)).to(x.dtype)
+    return x.mul_(_inverse_rms(x))
+
+
+def _inverse_rms(x: Tensor) -> Tensor:
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-    factor = torch.rsqrt(length.square() / x.shape[-1] + NORM_EPS)
-    return (x * factor).to(x.dtype) if torch.is_grad_enabled() else x.mul_(factor)
+    return torch.rsqrt(length.square() / x.shape[-1] + NORM_EPS)
 
 
 def weighted(x: Tensor, weight: Tensor) -> Tensor:
@@ -112,7 +118,7 @@ def rotate_image(x: Tensor, rope: Rope) -> Tensor:
     turn = torch.complex(rope.cos, rope.sin).unflatten(0, (-1, *(1 for _ in x.shape[2:-1])))
     if torch.is_grad_enabled():
         rotated = torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
-        return torch.cat((rotated, x[:, num_image:]), dim=1)
+        return rotated if num_image == x.shape[1] else torch.cat((rotated, x[:, num_image:]), dim=1)
     pairs.mul_(turn)
     if x.dtype != torch.float32:  # then the pairs are a copy
         image.copy_(torch.view_as_real(pairs).flatten(-2))
