@@ -161,6 +161,8 @@ class LoraLinear(nn.Module):
             path for change, rows in changes if (path := _side_path(change, rows, strength, base)) is not None
         )
         self.bias_changes = [(change.bias, rows) for change, rows in changes if change.bias is not None]
+        # named as parameters too, so that whoever moves the layer's weights moves them
+        self.biases = nn.ParameterList(bias for bias, _ in self.bias_changes)
 
     @property
     def compute_dtype(self) -> torch.dtype:

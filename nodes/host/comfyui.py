@@ -325,7 +325,12 @@ def place_streamed(patcher: Patcher, memory_required: int) -> torch.device:
     Returns:
         The device on which to compute.
     """
+    if not isinstance(patcher, StreamedPatcher):
+        raise TypeError(f"expected a patcher of make_streamed_patcher, got {type(patcher).__name__}")
     memory.load_models_gpu([patcher], memory_required=memory_required)
+    if memory.vram_state != memory.VRAMState.HIGH_VRAM:
+        # on some cards the host leaves a part of each model there in any case, which a streamed one does not need
+        patcher.residency.shrink(memory_required - free_bytes(patcher.load_device))
     return patcher.load_device
 
 

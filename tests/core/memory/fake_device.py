@@ -130,6 +130,11 @@ class FakeDevice:
         self.alive = [ref for ref in self.alive if ref() is not None]
         return sum(len(ref()) for ref in self.alive)
 
+    def owns(self, tensor: Tensor) -> bool:
+        """Whether a tensor lies in device memory."""
+        first = tensor.data_ptr()
+        return any((m := ref()) is not None and _address(m) <= first < _address(m) + len(m) for ref in self.alive)
+
     def fail_at(self, call: int, failure: type[BaseException] = DeviceError) -> None:
         """Makes the call with this number from now on fail."""
         self.num_calls, self.fails_at, self.failure = 0, call, failure
