@@ -12,12 +12,14 @@ from .loaders import HYVLoadModel, HYVLoadTextEncoders, HYVLoadVAE
 from .lora import HYVLoadLora
 from .memory import HYVMemory
 from .sampling import HYVSampler
+from .speed import HYVSpeed
 from .step_cache import HYVTeaCache
 
 NODES = [
     HYVLoadModel,
     HYVLoadLora,
     HYVMemory,
+    HYVSpeed,
     HYVLoadTextEncoders,
     HYVLoadVAE,
     HYVInspectFile,

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..hyvideo_core.config import ClipTextConfig, LlamaConfig
+from ..hyvideo_core.kernels import SpeedOptions
 from ..hyvideo_core.loading import Checkpoint, DetectedTransformer
 from ..hyvideo_core.lora import Attached, LoraFile, LoraWeights, with_loras
 from ..hyvideo_core.memory import Layout, MemoryOptions, Residency, StreamedModel
@@ -196,6 +197,7 @@ class ModelRecipe:
         loras: those beside the weights, in their order; merged ones are in `weights`.
         merged: what tells `weights` from those of the file: each merged LoRA.
         memory: what the weights may take of a GPU.
+        speed: what computes the blocks.
     """
 
     detected: DetectedTransformer
@@ -204,6 +206,7 @@ class ModelRecipe:
     loras: tuple[LoraRecipe, ...] = ()
     merged: tuple[object, ...] = ()
     memory: MemoryOptions = field(default_factory=MemoryOptions)
+    speed: SpeedOptions = field(default_factory=SpeedOptions)
 
     def place(self, memory_required: int) -> tuple[Transformer, torch.device]:
         """The model with its LoRAs, whole on the device where it computes; see SharedWeights.place."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -141,6 +142,7 @@ class HYVSampler(io.ComfyNode):
         log_choices(model, start, prompts, avoided, options, embedded_guidance_scale)
         needed = activation_bytes(model.detected.config, start, model.memory.settings)
         with model.open(needed) as opened:
+            speed = model.speed.on(opened.device, opened.model.dtype, opened.model.config)
             samples, report = sample_latents(
                 opened.model,
                 start,
@@ -149,9 +151,10 @@ class HYVSampler(io.ComfyNode):
                 options,
                 device=opened.device,
                 step_cache=step_cache,
-                run=walk_blocks(host.check_interrupt, opened.hold),
+                run=walk_blocks(host.check_interrupt, opened.hold, speed.call),
+                attention=speed.attention,
                 hold=opened.hold,
-                settings=model.memory.settings,
+                settings=replace(model.memory.settings, kernels=speed.kernels),
                 on_step=show_progress(
                     len(start.samples) * options.num_steps,
                     find_preview(model.detected.view.checkpoint, model.detected.config.out_channels),

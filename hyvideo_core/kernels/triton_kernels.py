@@ -5,9 +5,9 @@ They round where the functions of model.elementwise round, so that they differ b
 Shapes: B batch, L tokens, N heads, E head size, D width.
 """
 
-# ruff: noqa: ANN001, ANN202, N803  (Triton gives annotations and capitals a meaning of its own)
-
-from __future__ import annotations
+# Triton gives annotations and capitals a meaning of its own, and older ones do not read annotations kept as text:
+# so there is no "from __future__ import annotations" here
+# ruff: noqa: ANN001, ANN202, N803
 
 import torch
 import triton

@@ -12,6 +12,7 @@ WIDGETS = {
     "HYVLoadModel": ["model", "precision"],
     "HYVLoadLora": ["lora", "strength", "blocks", "mode"],
     "HYVMemory": ["budget", "mode", "prefetch"],
+    "HYVSpeed": ["attention", "fused_kernels", "torch_compile"],
     "HYVLoadTextEncoders": ["llm", "clip", "precision"],
     "HYVLoadVAE": ["vae", "precision"],
     "HYVInspectFile": ["file"],

@@ -162,6 +162,8 @@ def test_our_triton_kernels_agree_with_the_plain_functions():
         command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=True
     )
     found = json.loads(run.stdout)
+    if found is None:
+        pytest.skip("the interpreter of this Triton does not work on a CPU")
     assert found["replaced"] == len(FUNCTIONS), run.stderr
     for case, error in found["errors"].items():
         # the interpreter cuts bfloat16 off where a GPU rounds
