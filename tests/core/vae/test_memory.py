@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hyvideo_nodes.benchmarks.memory_meter import Reading, measure
+from hyvideo_nodes.benchmarks.memory_meter import Meter, Reading, measure
 from hyvideo_nodes.hyvideo_core.config import VaeConfig
 from hyvideo_nodes.hyvideo_core.vae import Tiling, VideoAutoencoder, decode_tiled
 from hyvideo_nodes.hyvideo_core.vae.autoencoder import layers_of
@@ -56,6 +56,26 @@ def test_strips_of_tiles_are_counted_and_the_output_lies_elsewhere(vae: VideoAut
     reading = measure(lambda: decode_tiled(vae, latents, tiling, out=out), inputs=latents, weights=[vae])
     assert reading.peak == pytest.approx(tile_bytes(CONFIG, (6, 40, 56), 2, tiling), rel=0.02)
     assert reading.peak > 1.005 * decode_bytes(CONFIG, (5, 32, 32), 2)
+
+
+@pytest.mark.parametrize("carried", [False, True])
+def test_after_an_interrupt_nothing_of_a_tile_is_left(carried: bool) -> None:
+    config = VaeConfig(block_channels=(4, 8, 8, 12), layers_per_block=1, latent_channels=3, norm_groups=2)
+    with torch.device("meta"):
+        small, latents = VideoAutoencoder(config), torch.empty(1, 3, 9, 5, 5)
+    tiling = Tiling(tile_size=32, overlap=8, temporal_size=8, temporal_overlap=4, carried=carried)
+
+    def stop(done: int, _total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with Meter(weights=[small]) as meter:
+        meter.watch(latents)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            decode_tiled(small, latents, tiling, out=torch.empty(1, 3, 33, 40, 40), on_tile=stop)
+        assert meter.reading.peak > 2 * latents.nbytes
+        del caught
+        assert meter.live == latents.nbytes
 
 
 def test_the_arithmetic_walks_the_layers_of_the_decoder(vae: VideoAutoencoder) -> None:
