@@ -18,7 +18,7 @@ from .safetensors_file import SAFETENSORS_SUFFIXES, open_safetensors
 
 INDEX_SUFFIX = ".index.json"
 FOLDER_ENDINGS = (".safetensors", ".bin")  # the older files only where there are no newer ones
-MAX_JSON_BYTES = 32_000_000
+MAX_JSON_BYTES = 16_000_000  # as Python's values they may take forty times as much
 # where diffusers' folders keep the weights of each part
 SUBFOLDERS = ("transformer", "vae", "text_encoder", "text_encoder_2")
 
@@ -80,15 +80,20 @@ def _open_folder(path: Path, subfolders: Sequence[str]) -> Checkpoint:
     for folder in (path, *(path / name for name in subfolders)):
         for ending in FOLDER_ENDINGS:
             # a variant's name stands before the ending: model.fp16.safetensors.index.json
-            indexes = sorted(folder.glob(f"*{ending}{INDEX_SUFFIX}"), key=lambda file: (len(file.name), file.name))
+            indexes = sorted(_files(folder, ending + INDEX_SUFFIX), key=lambda file: (len(file.name), file.name))
             if indexes:
                 return _open_index(indexes[0], path=folder)
-            if files := sorted(folder.glob(f"*{ending}")):
+            if files := sorted(_files(folder, ending)):
                 return _open_shards(folder, files)
     raise CheckpointError(
         f"the folder {path.name} holds no {' or '.join(FOLDER_ENDINGS)} file, nor do {', '.join(subfolders)} in it; "
         "choose the weights file itself, or download the whole model again"
     )
+
+
+def _files(folder: Path, ending: str) -> list[Path]:
+    """The files of a folder whose names end so; whatever else has such a name could not be read, or never end."""
+    return [path for path in folder.glob(f"*{ending}") if _is_file(path)]
 
 
 def _open_shards(folder: Path, files: Sequence[Path]) -> Checkpoint:
@@ -111,7 +116,10 @@ def _open_index(index: Path, path: Path | None = None) -> Checkpoint:
     files = {name: folder / name for name in sorted(set(weight_map.values()))}
     for file in files.values():
         if not _lies_in(folder, file):
-            raise UntrustedFileError(f"{index.name} names a file outside its folder; do not use this model")
+            raise UntrustedFileError(
+                f"{index.name} names a file outside its folder, itself or through a link; do not use this model, or "
+                "put the files themselves in the place of links"
+            )
     if missing := [name for name, file in files.items() if not _is_file(file)]:
         raise CheckpointError(
             f"{index.name} lacks {', '.join(missing[:3])} ({len(missing)} of {len(files)} shards); "

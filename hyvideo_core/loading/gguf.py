@@ -122,7 +122,20 @@ def open_gguf(path: Path) -> GgufFile:
                 f"{path.name} is truncated: {size} bytes, its header promises {start + length}; download it again"
             )
         tensors[name], places[name] = info, (start, length)
+    _check_overlaps(path.name, places)
     return _named(path, header, tensors, places)
+
+
+def _check_overlaps(file: str, places: Mapping[str, tuple[int, int]]) -> None:
+    """No two tensors share bytes; between them there may be a gap, for alignment."""
+    end, before = 0, ""
+    for name, (start, length) in sorted(places.items(), key=lambda entry: entry[1]):
+        if length and start < end:
+            raise CorruptFileError(
+                f"{file} is damaged: its tensors {before:.100} and {name:.100} overlap; download it again"
+            )
+        if length:
+            end, before = start + length, name
 
 
 def deinterleave_heads(tensor: Tensor, num_heads: int) -> Tensor:

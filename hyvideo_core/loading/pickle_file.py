@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
-from zipfile import BadZipFile, is_zipfile
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, is_zipfile
 
 import torch
 from torch import Tensor
@@ -54,6 +54,8 @@ class PickleFile(Checkpoint):
             nonlocal num_read, weights
             if num_read >= REMAP_BYTES:
                 weights, num_read = self._map(), 0
+            if weights[name].is_meta:
+                raise CorruptFileError(f"{self.name}: {name:.100} was saved without its numbers; download it again")
             num_read += weights[name].nbytes
             return weights[name]
 
@@ -75,6 +77,10 @@ def open_pickle(path: Path) -> PickleFile:
     weights, config = _unwrap(load_pickle(path, "meta"), path.name)
     size = path.stat().st_size
     for name, value in weights.items():
+        if value.layout != torch.strided or value.is_quantized:
+            raise CorruptFileError(
+                f"{path.name}: {name:.100} is a sparse or quantized tensor, which no model has; use the weights file"
+            )
         # a tensor may repeat its storage, and so claim any size
         if value.numel() * value.element_size() > size:
             raise CorruptFileError(
@@ -100,7 +106,10 @@ def load_pickle(path: Path, device: str) -> Any:
         )
     try:
         # files from before PyTorch 1.6 are no zip archives and cannot be mapped
-        return torch.load(path, map_location=device, weights_only=True, mmap=is_zipfile(path))
+        is_zip = is_zipfile(path)
+        if is_zip:
+            _refuse_packed(path)
+        return torch.load(path, map_location=device, weights_only=True, mmap=is_zip)
     except UnpicklingError as error:
         _refuse_foreign(path, error)
         raise UntrustedFileError(
@@ -109,6 +118,14 @@ def load_pickle(path: Path, device: str) -> Any:
     except DAMAGES as error:
         _refuse_foreign(path, error)
         raise CorruptFileError(f"{path.name} is not a readable PyTorch file; download it again") from error
+
+
+def _refuse_packed(path: Path) -> None:
+    """Compressed members, which torch.save never writes, could unfold to any size."""
+    with ZipFile(path) as archive:
+        packed = [member.filename for member in archive.infolist() if member.compress_type != ZIP_STORED]
+    if packed:
+        raise CorruptFileError(f"{path.name} is compressed, which PyTorch's files are not; download it again")
 
 
 def _refuse_foreign(path: Path, error: Exception) -> None:

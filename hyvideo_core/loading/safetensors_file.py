@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +21,8 @@ from .first_bytes import SAFETENSORS, what_it_is
 from .mapping import mapped
 
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
-MAX_HEADER_BYTES = 100_000_000
+MAX_HEADER_BYTES = 20_000_000  # as Python's values they may take forty times as much; real ones have less than 1 MB
+MAX_TENSORS = 100_000  # models have some thousands
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -95,14 +97,30 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
             )
         try:
             text = file.read(length).decode()
-            header = json.loads(text)
+            header = json.loads(text, object_pairs_hook=_without_doubles)
             # names with halves of a surrogate pair could not even be printed
             json.dumps(header, ensure_ascii=False).encode()
+        except _TwiceError as error:
+            raise _damaged(path, f"it has {error!s:.100} twice") from error
         except (ValueError, RecursionError) as error:
             raise _no_header(path) from error
     if not isinstance(header, dict):
         raise _no_header(path)
+    if len(header) > MAX_TENSORS:
+        raise _damaged(path, f"it lists {len(header)} tensors, more than any model has")
     return header, size - 8 - length
+
+
+class _TwiceError(ValueError):
+    """A name that one table of a header has twice."""
+
+
+def _without_doubles(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON table; of two entries of one name, readers would disagree which one holds."""
+    table = dict(entries)
+    if len(table) != len(entries):
+        raise _TwiceError(Counter(name for name, _ in entries).most_common(1)[0][0])
+    return table
 
 
 def _no_header(path: Path) -> CorruptFileError:

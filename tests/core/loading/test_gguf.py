@@ -358,6 +358,13 @@ def test_damaged_headers_are_refused(content, words, tmp_path):
         open_checkpoint(path)
 
 
+def test_tensors_that_overlap_are_refused(tmp_path):
+    entries = [text(name) + struct.pack("<IQIQ", 1, 16, 0, offset) for name, offset in (("a", 0), ("b", 32))]
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 2, 0) + b"".join(entries) + bytes(256))
+    with pytest.raises(CorruptFileError, match="its tensors a and b overlap"):
+        open_checkpoint(tmp_path / "m.gguf")
+
+
 def test_a_big_endian_file_is_refused(tmp_path):
     writer = GGUFWriter(tmp_path / "m.gguf", "hyvid", endianess=GGUFEndian.BIG)
     writer.add_tensor("x", np.zeros(4, dtype=np.float32))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import struct
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 import torch
@@ -208,8 +211,14 @@ def test_metadata_of_odd_types(metadata, config, sound, tmp_path):
         b'{"a": ' + b"9" * 10_000 + b"}",
         json.dumps({"\ud800": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode(),
         json.dumps({name: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for name in "ab"}).encode(),
+        (
+            b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "a": {"dtype": "F32", "shape": [2], '
+            b'"data_offsets": [0, 8]}}'
+        ),
+        b'{"a": {"dtype": "F32", "shape": [1], "shape": [2], "data_offsets": [0, 8]}}',
+        json.dumps({str(i): {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for i in range(100_001)}).encode(),
     ],
-    ids=range(11),
+    ids=range(14),
 )
 def test_hostile_headers_are_refused(header, tmp_path):
     path = tmp_path / "m.safetensors"
@@ -400,8 +409,20 @@ def test_a_shard_that_is_a_link_out_of_its_folder_is_refused(weights, tmp_path):
         shard.symlink_to(tmp_path / "outside.safetensors")
     except OSError:
         pytest.skip("no links on this system")
-    with pytest.raises(UntrustedFileError, match="names a file outside its folder"):
+    with pytest.raises(UntrustedFileError, match=r"outside its folder, itself or through a link; .* place of links"):
         open_checkpoint(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
+@pytest.mark.parametrize("name", ["a.safetensors", "a.safetensors.index.json", "a.bin"])
+@pytest.mark.parametrize("make", [os.mkdir, getattr(os, "mkfifo", None)], ids=["folder", "pipe"])
+def test_what_has_a_files_name_and_is_none_is_passed_over(make, name, weights, tmp_path):
+    """A pipe would be waited for without end."""
+    make(tmp_path / name)
+    with pytest.raises(CheckpointError, match=r"holds no \.safetensors or \.bin file"):
+        open_checkpoint(tmp_path)
+    single(Stored(weights), tmp_path)
+    assert open_checkpoint(tmp_path).tensors.keys() == weights.keys()
 
 
 def test_two_files_of_the_same_tensors_are_not_mixed(weights, tmp_path):
@@ -441,3 +462,29 @@ def test_a_pickle_of_a_small_tensor_that_claims_to_be_huge_is_refused(is_zip, tm
     torch.save({"module": {"a": huge}}, tmp_path / "m.pt", _use_new_zipfile_serialization=is_zip)
     with pytest.raises(CorruptFileError, match="larger than the file"):
         open_checkpoint(tmp_path / "m.pt")
+
+
+@needs_pickles
+def test_a_pickle_that_unfolds_is_refused_before_it_does(tmp_path):
+    with ZipFile(tmp_path / "m.pt", "w", ZIP_DEFLATED) as archive:
+        archive.writestr("m/data.pkl", bytes(50_000_000))
+        archive.writestr("m/version", "3")
+    tracemalloc.start()
+    with pytest.raises(CorruptFileError, match="is compressed, which PyTorch's files are not"):
+        open_checkpoint(tmp_path / "m.pt")
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
+
+
+@needs_pickles
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_tensors_that_are_no_plain_numbers_are_refused_by_name(is_zip, weights, tmp_path):
+    sparse = torch.sparse_coo_tensor([[0], [0]], [1.0], (4, 4))
+    torch.save({**weights, "a": sparse}, tmp_path / "m.pt", _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(CorruptFileError, match="a is a sparse or quantized tensor"):
+        open_checkpoint(tmp_path / "m.pt")
+    torch.save({"a": torch.zeros(2, device="meta")}, tmp_path / "m.pt", _use_new_zipfile_serialization=is_zip)
+    checkpoint = open_checkpoint(tmp_path / "m.pt")
+    with pytest.raises(CorruptFileError, match="was saved without its numbers"), checkpoint.reading() as read:
+        read("a")
