@@ -28,6 +28,8 @@ WALKED = 3
 """Blocks of each kind that a stage computes: what is fetched ahead is then there, and nothing more comes."""
 SHORT_RUNS = Tiling(temporal_size=32, temporal_overlap=8)
 """33 frames at a time, in less memory than the reference's 65 and with other numbers."""
+CARRIED = Tiling(tile_size=None, overlap=0, temporal_size=8, temporal_overlap=0, carried=True)
+"""Two latent frames at a time, none of them twice."""
 
 BLOCKS: dict[str, Subject] = {
     "single block": memory_subjects.single_block,
@@ -43,10 +45,12 @@ STAGES: dict[str, Subject] = {
     "transformer, streamed, low": lambda work: memory_stages.transformer_stage(work, LOW, walked=WALKED),
     "VAE, reference's tiles": lambda work: memory_stages.vae_stage(work, Tiling.official(VAE)),
     "VAE, 33-frame tiles": lambda work: memory_stages.vae_stage(work, SHORT_RUNS),
+    "VAE, carried, whole frames": lambda work: memory_stages.vae_stage(work, CARRIED),
 }
-TILES: dict[str, Callable[[], Reading]] = {
-    "VAE tile": memory_subjects.vae_tile,
-    "VAE tile, diffusers": memory_peers.vae_tile,
+PARTS: dict[str, Callable[[], Reading]] = {
+    f"VAE {TILE_SIDE}x{TILE_SIDE}x{TILE_FRAMES}": memory_subjects.vae_tile,
+    f"VAE {TILE_SIDE}x{TILE_SIDE}x{TILE_FRAMES}, diffusers": memory_peers.vae_tile,
+    "text encoder, 351 tokens": memory_subjects.text_encoder,
 }
 
 
@@ -72,13 +76,15 @@ def block_lines(works: Sequence[Workload]) -> Iterator[str]:
         yield row(name, (f"{r.flops / work.block_flops:.6f}" for r, work in zip(taken, works, strict=True)))
 
 
-def tile_lines() -> Iterator[str]:
-    """Decoding one tile of the VAE."""
-    yield row(f"{TILE_SIDE}x{TILE_SIDE}x{TILE_FRAMES}", ("bytes per pixel", "GB", "TFLOP"))
-    for name, subject in TILES.items():
+def part_lines() -> Iterator[str]:
+    """What is the same for every video: a tile of the VAE, the text encoder."""
+    pixels = TILE_SIDE * TILE_SIDE * TILE_FRAMES
+    yield row("", ("GB", "bytes per pixel", "operations", "TFLOP"))
+    for name, subject in PARTS.items():
         reading = subject()
-        per_pixel = reading.peak / (TILE_SIDE * TILE_SIDE * TILE_FRAMES)
-        yield row(name, (f"{per_pixel:.0f}", f"{reading.peak / GB:.2f}", f"{reading.flops / 1e12:.1f}"))
+        per_pixel = f"{reading.peak / pixels:.0f}" if name.startswith("VAE") else ""
+        numbers = (f"{reading.peak / GB:.3f}", per_pixel, str(reading.num_ops), f"{reading.flops / 1e12:.1f}")
+        yield row(name, numbers)
 
 
 def stage_lines(works: Sequence[Workload]) -> Iterator[str]:
@@ -96,7 +102,7 @@ def main() -> None:
     works = [work for work in WORKLOADS if not chosen or str(work) in chosen]
     if not works:
         parser.error(f"--sizes: expected some of {', '.join(map(str, WORKLOADS))}")
-    for lines in (block_lines(works), tile_lines(), stage_lines(works)):
+    for lines in (block_lines(works), part_lines(), stage_lines(works)):
         for line in lines:
             print(line, flush=True)
         print()
