@@ -5,22 +5,30 @@ They round where the functions of model.elementwise round, so that they differ b
 Shapes: B batch, L tokens, N heads, E head size, D width.
 """
 
-# Triton gives annotations and capitals a meaning of its own, and older ones do not read annotations kept as text:
-# so there is no "from __future__ import annotations" here
-# ruff: noqa: ANN001, ANN202, N803
+# ruff: noqa: ANN001, ANN202, N803  (Triton gives annotations and capitals a meaning of its own)
+
+from __future__ import annotations
+
+from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from ..model.elementwise import NORM_EPS, Affine, HeadNorm, Rope
+
+try:
+    import triton
+    import triton.language as tl
+except ModuleNotFoundError:  # nobody calls what is below, but the file can still be read
+    triton = None  # type: ignore[assignment,unused-ignore]
+
+jit: Any = triton.jit if triton else lambda kernel: kernel
 
 MAX_WIDTH = 16384
 """Widest row that one program holds in its registers without spilling them."""
 
 
-@triton.jit
+@jit
 def _gated_norm_kernel(  # type: ignore[no-untyped-def]
     x_ptr, update_ptr, gate_ptr, factor_ptr, offset_ptr, out_ptr,
     num_tokens, width, x_batch, x_token, update_batch, update_token, gate_batch, factor_batch, offset_batch,
@@ -49,7 +57,7 @@ def _gated_norm_kernel(  # type: ignore[no-untyped-def]
     tl.store(out_ptr + row * width + column, result.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@jit
 def _normed_heads_kernel(  # type: ignore[no-untyped-def]
     qkv_ptr, q_weight_ptr, k_weight_ptr, cos_ptr, sin_ptr,
     num_tokens, num_image, num_heads, batch_stride, token_stride, part_stride, head_stride, table_stride,
