@@ -116,6 +116,11 @@ def test_ids_are_unique(workflows: Path) -> None:
     assert len(set(ids)) == len(ids)
 
 
+def test_every_template_has_a_thumbnail_of_its_own(workflows: Path) -> None:
+    pictures = [path.read_bytes() for path in workflows.glob("*.jpg")]
+    assert len(set(pictures)) == len(pictures) > 1
+
+
 def test_thumbnail_is_small(name: str, workflows: Path) -> None:
     path = workflows / f"{name}.jpg"
     with Image.open(path) as image:
