@@ -55,11 +55,11 @@ class Layout:
 
 
 def transformer_layout(model: Transformer) -> Layout:
-    """Blocks one after the other; the text's refiner once a step; modulation once a run."""
+    """Blocks one after the other; the text's refiner and the last layer once a step; modulation once a run."""
     blocks = [f"double_blocks.{index}" for index in range(len(model.double_blocks))]
     blocks += [f"single_blocks.{index}" for index in range(len(model.single_blocks))]
     modulations = [name for name, module in model.named_modules() if isinstance(module, ModulationProjection)]
-    return Layout(walked=tuple(blocks), seldom=("txt_in",), never_kept=tuple(modulations))
+    return Layout(walked=tuple(blocks), seldom=("txt_in", "final_layer"), never_kept=tuple(modulations))
 
 
 def llama_layout(encoder: Any) -> Layout:

@@ -155,7 +155,9 @@ def test_everything_a_view_computes_with_is_streamed():
             for held, modules in ((block, {*block.modules()} - apart), *((part, {*part.modules()}) for part in parts)):
                 with stream.hold(held):
                     assert all(device.owns(tensor) for module in modules for tensor in tensors_of(module))
-        assert all(device.owns(tensor) for module in view.final_layer.modules() for tensor in tensors_of(module))
+        with stream.hold(view.final_layer) as layer:
+            assert all(device.owns(tensor) for module in layer.modules() for tensor in tensors_of(module))
+        assert all(device.owns(tensor) for module in view.time_in.modules() for tensor in tensors_of(module))
 
 
 def tensors_of(module) -> list[torch.Tensor]:
