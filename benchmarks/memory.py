@@ -1,6 +1,7 @@
-"""Peak memory, operations and FLOPs of our models and diffusers', measured on meta at real sizes: needs no GPU.
+"""Peak memory, operations and FLOPs of our models and other people's, measured on meta at real sizes: needs no GPU.
 
     python3 dev.py bench memory
+    COMFYUI_DIR=ComfyUI its-own-python benchmarks/memory.py
 
 u is one bf16 activation of all tokens. Peaks hold what is alive at the worst moment, inputs included; weights only in
 whole stages, where they are streamed. What kernels use inside and what the allocator wastes is not seen.
@@ -34,10 +35,10 @@ CARRIED = Tiling(tile_size=None, overlap=0, temporal_size=8, temporal_overlap=0,
 BLOCKS: dict[str, Subject] = {
     "single block": memory_subjects.single_block,
     "single block, low": lambda work: memory_subjects.single_block(work, LOW),
-    "single block, diffusers": memory_peers.single_block,
+    **{f"single block, {name}": kinds["single"] for name, kinds in memory_peers.peers().items()},
     "double block": memory_subjects.double_block,
     "double block, low": lambda work: memory_subjects.double_block(work, LOW),
-    "double block, diffusers": memory_peers.double_block,
+    **{f"double block, {name}": kinds["double"] for name, kinds in memory_peers.peers().items()},
 }
 STAGES: dict[str, Subject] = {
     "text, streamed": lambda _: memory_stages.text_stage(),
@@ -49,9 +50,10 @@ STAGES: dict[str, Subject] = {
 }
 PARTS: dict[str, Callable[[], Reading]] = {
     f"VAE {TILE_SIDE}x{TILE_SIDE}x{TILE_FRAMES}": memory_subjects.vae_tile,
-    f"VAE {TILE_SIDE}x{TILE_SIDE}x{TILE_FRAMES}, diffusers": memory_peers.vae_tile,
     "text encoder, 351 tokens": memory_subjects.text_encoder,
 }
+if "diffusers" in memory_peers.peers():
+    PARTS[f"VAE {TILE_SIDE}x{TILE_SIDE}x{TILE_FRAMES}, diffusers"] = memory_peers.vae_tile
 
 
 def row(name: str, cells: Iterable[str]) -> str:

@@ -86,10 +86,30 @@ class Rival:
 def rivals_of(model: Transformer) -> list[Rival]:
     """Those that this Python can run, with the weights of `model`, on its device and in its dtype."""
     found = [_diffusers(model)] if importlib.util.find_spec("diffusers") else []
-    folder = os.environ.get("COMFYUI_DIR")
-    if folder and importlib.util.find_spec("comfy_kitchen"):  # which ComfyUI's own interpreter has
-        found.append(_comfyui(model, folder))
+    if has_comfyui():
+        found.append(_comfyui(model))
     return found
+
+
+def has_comfyui() -> bool:
+    """Whether COMFYUI_DIR names its source and this Python has what it needs, as its own interpreter does."""
+    return bool(os.environ.get("COMFYUI_DIR")) and importlib.util.find_spec("comfy_kitchen") is not None
+
+
+def build_comfyui(config: TransformerConfig, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """ComfyUI's own model of these sizes."""
+    folder = os.environ["COMFYUI_DIR"]
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    from comfy.cli_args import args
+
+    args.cpu = not torch.cuda.is_available()
+    args.use_pytorch_cross_attention = True  # as it chooses on a GPU
+    import comfy.ops
+    from comfy.ldm.hunyuan_video.model import HunyuanVideo
+
+    sizes = _comfyui_sizes(config)
+    return HunyuanVideo(**sizes, dtype=dtype, device=device, operations=comfy.ops.disable_weight_init)
 
 
 def _filled(theirs: nn.Module, model: Transformer, *dialects: Dialect) -> nn.Module:
@@ -138,18 +158,9 @@ def _diffusers(model: Transformer) -> Rival:
     return Rival("diffusers", forward, partial(block, doubles[0]), partial(block, singles[0]))
 
 
-def _comfyui(model: Transformer, folder: str) -> Rival:
-    sys.path.insert(0, folder)
-    from comfy.cli_args import args
-
-    args.cpu = not torch.cuda.is_available()
-    import comfy.ops
-    from comfy.ldm.hunyuan_video.model import HunyuanVideo
-
-    config, weight = model.config, model.img_in.proj.weight
-    theirs: Any = HunyuanVideo(
-        **_comfyui_sizes(config), dtype=weight.dtype, device=weight.device, operations=comfy.ops.disable_weight_init
-    )
+def _comfyui(model: Transformer) -> Rival:
+    weight = model.img_in.proj.weight
+    theirs: Any = build_comfyui(model.config, weight.device, weight.dtype)
     theirs = _filled(theirs, model, COMFY, COMFY_SCALE)
 
     def forward(x: Inputs) -> Call:
