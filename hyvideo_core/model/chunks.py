@@ -15,7 +15,7 @@ LEAST_ROWS = 64
 """Matrix products with fewer rows take other paths, whose rounding differs."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: older compilers hold the settings by weak references
 class BlockSettings:
     """How blocks compute. On a CPU, none of it changes a bit of the result but for the kernels.
 

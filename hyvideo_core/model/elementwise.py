@@ -147,7 +147,7 @@ def normed_heads(qkv: Tensor, q_norm: HeadNorm, k_norm: HeadNorm, rope: Rope) ->
     return qkv
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: older compilers hold it by weak references
 class Elementwise:
     """The functions that blocks call: PyTorch's own by default; a fused kernel stands in the place of one.
 
