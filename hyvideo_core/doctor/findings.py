@@ -126,7 +126,8 @@ class Findings:
 
     def _text(self, all_rows: Iterable[Row]) -> str:
         rows = [row for row in all_rows if row[1]]
-        lines = [f"  {label:{LABEL_WIDTH}}{text}" for label, text in rows]
+        # with colons, since the host's nodes show several spaces as one
+        lines = [f"  {f'{label}:':{LABEL_WIDTH}}{text}" for label, text in rows]
         return _printable("\n".join([self.file, *lines]))
 
     def _rows(self) -> list[Row]:
@@ -185,7 +186,7 @@ def size_words(num_bytes: int) -> str:
     """Bytes for people, in the units of download pages: 25.6 GB."""
     if num_bytes >= SIZE_UNIT:
         return f"{num_bytes / SIZE_UNIT:.1f} GB"
-    return f"{num_bytes / 10**6:.1f} MB"
+    return f"{num_bytes / 10**6:.1f} MB" if num_bytes >= 10**5 else f"{num_bytes / 1000:.1f} kB"
 
 
 def _printable(text: str) -> str:

@@ -196,7 +196,12 @@ def _num_heads(checkpoint: Checkpoint, width: int, usual_head_size: int) -> int:
     """Attention heads from the file's configuration, else as many as the published models' head size gives."""
     usual = max(1, width // usual_head_size) if width % usual_head_size == 0 else 0
     num_heads = whole(checkpoint, _given(checkpoint), "num_attention_heads", default=usual, largest=width)
-    if num_heads < 1 or width < 1 or width % num_heads:
+    if not num_heads:
+        raise ConfigError(
+            f"{checkpoint.name} is {width} wide, which heads of {usual_head_size} do not divide, and does not say how "
+            "many heads it has; write num_attention_heads into the file's config metadata"
+        )
+    if width < 1 or width % num_heads:
         raise ConfigError(
             f"{checkpoint.name} is {width} wide, which {num_heads} attention heads do not divide; "
             "correct num_attention_heads in the file's config metadata"

@@ -61,8 +61,8 @@ def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
 def test_a_file_is_described(call, model):
     code, out = call(model)
     assert code == 0
-    assert out.startswith("tiny.safetensors\n  what it is    a HunyuanVideo transformer: text to video")
-    assert "opened by     HunyuanVideo Load Model, from models/diffusion_models" in out
+    assert out.startswith("tiny.safetensors\n  what it is:   a HunyuanVideo transformer: text to video")
+    assert "opened by:    HunyuanVideo Load Model, from models/diffusion_models" in out
 
 
 def test_a_broken_file_fails_the_call_and_stops_no_other(call, model, broken, vae):
@@ -96,7 +96,7 @@ def test_a_folder_given_as_a_dot_has_its_name(call, model, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     code, out = call(".")
     assert code == 0
-    assert out.startswith(f"{tmp_path.name}\n  what it is    a HunyuanVideo transformer")
+    assert out.startswith(f"{tmp_path.name}\n  what it is:   a HunyuanVideo transformer")
 
 
 def test_another_model_is_no_failure(call, tmp_path):

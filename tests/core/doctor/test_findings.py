@@ -13,6 +13,7 @@ import pytest
 import torch
 from hyvideo_nodes.hyvideo_core.config import tiny
 from hyvideo_nodes.hyvideo_core.doctor import Findings, inspect, model_to_fit
+from hyvideo_nodes.hyvideo_core.doctor.findings import size_words
 from hyvideo_nodes.hyvideo_core.errors import WrongModelError
 from hyvideo_nodes.hyvideo_core.loading.pickle_file import PickleFile
 from hyvideo_nodes.hyvideo_core.loading.safetensors_file import SafetensorsFile
@@ -144,6 +145,11 @@ def marked(table, lost):
     marks = {"layers": {n: {"format": "float8_e4m3fn"} for n in layers if f"{n}.comfy_quant" not in lost}}
     table = {n: entry for n, entry in scaled(table, "weight_scale", []).items() if n not in lost}
     return table, {"_quantization_metadata": json.dumps(marks)}
+
+
+@pytest.mark.parametrize(("size", "words"), [(600, "0.6 kB"), (2_400_000, "2.4 MB"), (25_600_000_000, "25.6 GB")])
+def test_bytes_are_told_in_the_units_of_download_pages(size, words):
+    assert size_words(size) == words
 
 
 def test_a_lost_mark_is_told_from_the_header_alone(t2v, write):
@@ -305,7 +311,7 @@ def test_findings_are_json(present, write, manifest):
 
 def test_text_leaves_out_what_is_unknown():
     assert str(Findings(file="x.safetensors", kind="something unknown")) == (
-        "x.safetensors\n  what it is    something unknown"
+        "x.safetensors\n  what it is:   something unknown"
     )
 
 

@@ -78,9 +78,9 @@ def test_llama_loads_under_every_prefix_that_is_recognised(prefix, llama_weights
 
 @pytest.mark.parametrize("config", [{}, {"num_attention_heads": 5}])
 def test_heads_that_cannot_be_told_are_asked_for(config, llama_weights, clip_weights, write):
-    with pytest.raises(ConfigError, match="correct num_attention_heads in the file's config"):
+    with pytest.raises(ConfigError, match=r"(correct|write) num_attention_heads (in|into) the file's config"):
         detect_llama(write(llama_weights, "model.", **config))
-    with pytest.raises(ConfigError, match="correct num_attention_heads in the file's config"):
+    with pytest.raises(ConfigError, match=r"(correct|write) num_attention_heads (in|into) the file's config"):
         detect_clip(write(clip_weights, "text_model.", **config))
 
 
@@ -233,6 +233,12 @@ def test_what_is_wanted_of_a_header_is_what_the_encoders_hold(llama_weights, cli
 def test_a_configuration_that_is_none_is_refused(config, llama_weights, write):
     with pytest.raises(ConfigError, match="in the file's config metadata"):
         detect_llama(write(llama_weights, "model.", **config))
+
+
+def test_a_width_without_its_number_of_heads_says_what_to_write(llama_weights, write):
+    words = "is 32 wide, which heads of 128 do not divide, and does not say how many heads it has; write num_attention"
+    with pytest.raises(ConfigError, match=words):
+        detect_llama(write(llama_weights, "model."))
 
 
 def test_an_activation_that_clip_does_not_have_is_refused(clip_weights, write):
