@@ -225,13 +225,22 @@ def starts_from_noise(start: StartLatents, options: SamplingOptions) -> bool:
     return float(options.schedule()[0]) > 1.0 - SIGMA_ROUNDING and start.noise_mask is None
 
 
-def activation_bytes(config: TransformerConfig, start: StartLatents, settings: BlockSettings = DEFAULT) -> int:
-    """About the peak of what one model call needs besides the weights, in 16 bits."""
+def activation_bytes(
+    config: TransformerConfig,
+    start: StartLatents,
+    settings: BlockSettings = DEFAULT,
+    attention_copies: float = 0.0,
+) -> int:
+    """About the peak of what one model call needs besides the weights, in 16 bits.
+
+    Args:
+        attention_copies: what attention takes beside its result, as a part of its inputs.
+    """
     _, channels, frames, height, width = start.samples.shape
     shape = LatentShape(channels=channels, frames=frames, height=height, width=width)
     tokens = shape.num_tokens(config.patch_size)
     heads = min(settings.heads_at_once or config.num_heads, config.num_heads) / config.num_heads
-    attention = (ATTENTION_PEAK[0] + ATTENTION_PEAK[1] * heads) * tokens
+    attention = (ATTENTION_PEAK[0] + (ATTENTION_PEAK[1] + 3 * attention_copies) * heads) * tokens
     feed_forward = FEED_FORWARD_PEAK[0] * tokens + FEED_FORWARD_PEAK[1] * min(tokens, settings.chunk_tokens)
     return int(max(attention, feed_forward) * config.hidden_size * 2) + WORKSPACE_BYTES
 

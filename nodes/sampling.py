@@ -140,7 +140,7 @@ class HYVSampler(io.ComfyNode):
         )
         check_request(model.detected.config, start, prompts.samples, avoided, options)
         log_choices(model, start, prompts, avoided, options, embedded_guidance_scale)
-        needed = activation_bytes(model.detected.config, start, model.memory.settings)
+        needed = activation_bytes(model.detected.config, start, model.memory.settings, model.speed.attention_copies)
         with model.open(needed) as opened:
             speed = model.speed.on(opened.device, opened.model.dtype, opened.model.config)
             samples, report = sample_latents(

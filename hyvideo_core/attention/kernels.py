@@ -22,12 +22,14 @@ class Kernel:
         load: imports what it needs and gives the function; raises where that is not installed.
         package: what to install.
         is_lossy: computes in 8 bits, so never chosen unless asked for.
+        copies: memory that it takes beside its result, as a part of what q, k and v take.
     """
 
     name: str
     load: Callable[[], AttentionBackend]
     package: str = "torch"
     is_lossy: bool = False
+    copies: float = 0.0
 
 
 def _by_torch(backend: SDPBackend) -> Callable[[], AttentionBackend]:
@@ -131,5 +133,5 @@ FLASH_ATTN_2 = (Kernel("flash_attn_2", _flash_attn_2, "flash-attn"),)
 CUDNN = (Kernel("cudnn", _by_torch(SDPBackend.CUDNN_ATTENTION)),)
 FLASH = (Kernel("flash", _by_torch(SDPBackend.FLASH_ATTENTION)),)
 EFFICIENT = (Kernel("efficient", _by_torch(SDPBackend.EFFICIENT_ATTENTION)),)
-SAGE = (Kernel("sage", _sage, "sageattention", is_lossy=True),)
-KITCHEN_INT8 = (Kernel("int8", _kitchen_int8, "comfy-kitchen", is_lossy=True),)
+SAGE = (Kernel("sage", _sage, "sageattention", is_lossy=True, copies=1.0),)
+KITCHEN_INT8 = (Kernel("int8", _kitchen_int8, "comfy-kitchen", is_lossy=True, copies=0.5),)

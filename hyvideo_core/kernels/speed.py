@@ -55,6 +55,11 @@ class SpeedOptions:
             if value not in choices:
                 raise OptionError(f"{name} {value!r}, expected one of {', '.join(choices)}")
 
+    @property
+    def attention_copies(self) -> float:
+        """Memory that attention takes beside its result, as a part of what q, k and v take."""
+        return max((kernel.copies for kernel in ATTENTION_CHOICES[self.attention]), default=0.0)
+
     def on(self, device: torch.device, dtype: torch.dtype, config: TransformerConfig) -> Speed:
         """What the options come to where a model computes; what does not work there is replaced, and the log says so.
 

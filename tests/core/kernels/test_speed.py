@@ -14,6 +14,7 @@ from hyvideo_nodes.hyvideo_core.kernels import SpeedOptions, choice, speed
 from hyvideo_nodes.hyvideo_core.model.chunks import BlockSettings
 from hyvideo_nodes.hyvideo_core.model.elementwise import PLAIN, modulated_norm
 from hyvideo_nodes.hyvideo_core.model.transformer import Transformer, call_itself, walk_blocks
+from hyvideo_nodes.hyvideo_core.pipeline import StartLatents, activation_bytes
 
 CPU = torch.device("cpu")
 CONFIG = tiny()
@@ -76,6 +77,19 @@ def test_a_fused_kernel_is_what_the_blocks_call(monkeypatch):
     assert tries == 1
     assert torch.equal(model(**inputs(), settings=BlockSettings(kernels=fast.kernels)), model(**inputs()))
     assert len(seen) - tries == 2 * CONFIG.num_double_blocks + CONFIG.num_single_blocks
+
+
+def test_eight_bits_ask_for_the_memory_of_their_copies():
+    at_once = {name: SpeedOptions(attention=name).attention_copies for name in ATTENTION_CHOICES}
+    assert {name: copies for name, copies in at_once.items() if copies} == {"int8": 0.5, "sage": 1.0}
+    config = tiny(in_channels=16, out_channels=16)
+    start = StartLatents(samples=torch.empty(1, 16, 33, 90, 160, device="meta"))
+    unit = 33 * 45 * 80 * config.hidden_size * 2  # one tensor of the image tokens
+    extra = activation_bytes(config, start, attention_copies=0.5) - activation_bytes(config, start)
+    assert extra == pytest.approx(0.5 * 3 * unit)
+    low = BlockSettings(heads_at_once=config.num_heads // 2)
+    extra = activation_bytes(config, start, low, 0.5) - activation_bytes(config, start, low)
+    assert extra == pytest.approx(0.5 * 3 * unit / 2)
 
 
 def test_verdicts_are_kept_for_the_whole_process(monkeypatch):
