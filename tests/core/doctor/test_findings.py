@@ -350,7 +350,7 @@ def test_a_lora_of_text_encoders_alone_is_opened_by_no_node(write):
     findings = inspect(write("words.safetensors", {name: ([8, 8], "bfloat16") for name in names}))
     assert findings.opened_by is None
     assert "changes" not in str(findings).replace("holds changes", "")
-    assert "not applied   2 tensors for text encoders" in str(findings)
+    assert "not applied:  2 tensors for text encoders" in str(findings)
 
 
 def test_a_lora_that_widens_the_input_says_so(write):

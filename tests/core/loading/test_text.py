@@ -225,7 +225,7 @@ def test_what_is_wanted_of_a_header_is_what_the_encoders_hold(llama_weights, cli
     [
         {"num_attention_heads": "many"},
         {"num_attention_heads": -4},
-        {"num_hidden_layers": 10**9},
+        {"num_hidden_layers": 10**9, "num_attention_heads": 4},
         {"rope_theta": "big", "num_attention_heads": 4},
         {"rms_norm_eps": float("inf"), "num_attention_heads": 4},
     ],
