@@ -9,8 +9,11 @@ Source: Kong et al. 2024, "HunyuanVideo", sec. 4.1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import product
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +26,23 @@ NORM_EPS = 1e-6
 PIECE_ELEMENTS = 2**26
 """Input elements that one call takes at most when grad is off: a convolution one frame at least, a norm one group."""
 
-FrameSource = Callable[[int, int], Tensor]
-"""(first, stop) to those frames, [B, C, stop - first, H, W]."""
+
+class Frames(Protocol):
+    """A clip whose frames are made when they are needed, so that the whole of it never has to exist."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """[B, C, T, H, W]."""
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of its dtype and device."""
+
+    def read(self, first: int, stop: int) -> Tensor:
+        """Those frames, [B, C, stop - first, H, W]."""
+
+    def write(self, first: int, stop: int, out: Tensor) -> None:
+        """Copies them into out, which may have any strides."""
 
 
 def group_norm(channels: int, num_groups: int) -> nn.GroupNorm:
@@ -106,37 +124,25 @@ class CausalConv3d(nn.Module):
         """
         out_channels, reach = self.conv.out_channels, self.conv.kernel_size[0] - 1
         fits = reuse and out_channels <= x.shape[1] and self.conv.stride == (1, 1, 1)
-        before = carry.frames_before(self, x, reach) if carry and reach else None
-        skip = 0 if before is None else before.shape[2]
+        clip = Clip(x, carry.frames_before(self, x, reach) if carry and reach else None)
+        return self.convolve(clip, skip=clip.num_before, into=x[:, :out_channels] if fits else None)
 
-        def frames(first: int, stop: int) -> Tensor:
-            own = x[:, :, max(0, first - skip) : stop - skip]
-            return own if before is None or first >= skip else torch.cat([before[:, :, first:], own], dim=2)
-
-        return self.convolve(
-            frames, skip + x.shape[2], x[:, :, 0].numel(), skip=skip, into=x[:, :out_channels] if fits else None
-        )
-
-    def convolve(
-        self, frames: FrameSource, num_frames: int, frame_elements: int, *, skip: int = 0, into: Tensor | None = None
-    ) -> Tensor:
-        """The same on frames that are made when they are needed, so that the whole input never has to exist.
+    def convolve(self, clip: Frames, *, skip: int = 0, into: Tensor | None = None) -> Tensor:
+        """The same for frames that are made when they are needed.
 
         Args:
-            frames: called with falling ranges.
-            num_frames: T of the input.
-            frame_elements: B * C * H * W of the input.
+            clip: asked for falling ranges.
             skip: output frames at the start that nobody wants, because a chunk before has made them.
             into: where a result of several pieces is written, the memory of the input's own frames included.
         """
         stride = self.conv.stride[0]
-        num_out = (num_frames - 1) // stride + 1
-        piece = max(1, PIECE_ELEMENTS // (frame_elements * stride))
+        num_out = (clip.shape[2] - 1) // stride + 1
+        piece = max(1, PIECE_ELEMENTS * clip.shape[2] // (math.prod(clip.shape) * stride))
         if torch.is_grad_enabled() or piece >= num_out - skip:
-            return self._convolve_range(frames, skip, num_out)
+            return self._convolve_range(clip, skip, num_out)
         # the last frames first: no earlier frame needs what they overwrite
         for first in reversed(range(skip, num_out, piece)):
-            part = self._convolve_range(frames, first, min(first + piece, num_out))
+            part = self._convolve_range(clip, first, min(first + piece, num_out))
             if into is None:
                 into = part.new_empty(*part.shape[:2], num_out - skip, *part.shape[3:])
             into[:, :, first - skip : first - skip + part.shape[2]] = part
@@ -144,15 +150,101 @@ class CausalConv3d(nn.Module):
         assert into is not None
         return into
 
-    def _convolve_range(self, frames: FrameSource, first: int, stop: int) -> Tensor:
+    def _convolve_range(self, clip: Frames, first: int, stop: int) -> Tensor:
         """Output frames first..stop; each needs its own input frame and the kernel's reach before it."""
-        stride, reach = self.conv.stride[0], self.conv.kernel_size[0] - 1
-        begin = first * stride - reach
-        x = frames(max(0, begin), (stop - 1) * stride + 1)
-        if reach:
-            side = self.conv.kernel_size[1] // 2
-            x = F.pad(x, (side, side, side, side, max(0, -begin), 0), mode="replicate")
+        stride, reach, side = self.conv.stride[0], self.conv.kernel_size[0] - 1, self.conv.kernel_size[1] // 2
+        begin, end = first * stride - reach, (stop - 1) * stride + 1
+        lead, begin = max(0, -begin), max(0, begin)
+        if not reach:
+            x = clip.read(begin, end)
+        elif torch.is_grad_enabled():
+            x = F.pad(clip.read(begin, end), (side, side, side, side, lead, 0), mode="replicate")
+        else:
+            x = bordered(clip, begin, end, lead, side, layout_of(self.conv.weight))
         return self.conv(x).contiguous()  # norms and residual paths lay channels out first, whatever the weights do
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """Frames that are there, behind those of the chunk before."""
+
+    like: Tensor
+    before: Tensor | None = None
+
+    @property
+    def num_before(self) -> int:
+        """Frames of the chunk before."""
+        return 0 if self.before is None else self.before.shape[2]
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """[B, C, T, H, W]."""
+        b, c, t, h, w = self.like.shape
+        return b, c, self.num_before + t, h, w
+
+    def read(self, first: int, stop: int) -> Tensor:
+        """Those frames, [B, C, stop - first, H, W]; without a chunk before, a view."""
+        parts = self._parts(first, stop)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+    def write(self, first: int, stop: int, out: Tensor) -> None:
+        """Copies them into out."""
+        for part in self._parts(first, stop):
+            out[:, :, : part.shape[2]] = part
+            out = out[:, :, part.shape[2] :]
+
+    def _parts(self, first: int, stop: int) -> list[Tensor]:
+        skip = self.num_before
+        own = self.like[:, :, max(0, first - skip) : max(0, stop - skip)]
+        return [own] if self.before is None or first >= skip else [self.before[:, :, first:stop], own]
+
+
+@dataclass(frozen=True, slots=True)
+class Enlarged:
+    """The nearest-neighbour enlargement of frames by (ft, fh, fw); the first one is not repeated in time."""
+
+    like: Tensor
+    factors: tuple[int, int, int]
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """[B, C, 1 + ft * (T - 1), fh * H, fw * W]."""
+        (b, c, t, h, w), (ft, fh, fw) = self.like.shape, self.factors
+        return b, c, 1 + ft * (t - 1), fh * h, fw * w
+
+    def read(self, first: int, stop: int) -> Tensor:
+        """Those frames."""
+        return enlarge_frames(self.like, self.factors, first, stop)
+
+    def write(self, first: int, stop: int, out: Tensor) -> None:
+        """Copies them into out."""
+        ft, fh, fw = self.factors
+        cells = out.unflatten(4, (-1, fw)).unflatten(3, (-1, fh))
+        for frame in range(first, stop):
+            cells[:, :, frame - first] = self.like[:, :, (frame + ft - 1) // ft, :, None, :, None]
+
+
+def bordered(clip: Frames, first: int, stop: int, lead: int, side: int, layout: torch.memory_format) -> Tensor:
+    """Frames first..stop with replicated borders: `lead` frames in front, `side` cells at each side of a frame.
+
+    By copying alone, and without another copy in between.
+    """
+    b, c, _, h, w = clip.shape
+    shape = (b, c, lead + stop - first, h + 2 * side, w + 2 * side)
+    x = torch.empty(shape, dtype=clip.like.dtype, device=clip.like.device, memory_format=layout)
+    frames = x[:, :, lead:]
+    rows = frames[..., side:-side, :]
+    clip.write(first, stop, rows[..., side:-side])
+    rows[..., :side], rows[..., -side:] = rows[..., side : side + 1], rows[..., -side - 1 : -side]
+    frames[..., :side, :], frames[..., -side:, :] = frames[..., side : side + 1, :], frames[..., -side - 1 : -side, :]
+    x[:, :, :lead] = x[:, :, lead : lead + 1]
+    return x
+
+
+def layout_of(weight: Tensor) -> torch.memory_format:
+    """What a convolution with this weight computes in."""
+    last = weight.is_contiguous(memory_format=torch.channels_last_3d) and not weight.is_contiguous()
+    return torch.channels_last_3d if last else torch.contiguous_format
 
 
 def use_channels_last(model: nn.Module, channels_last: bool) -> None:
@@ -275,16 +367,11 @@ class Upsample(nn.Module):
         Args:
             carry: x is the next chunk of a clip; later ones become ft * T frames.
         """
-        ft, fh, fw = self.factors
-        reach = self.conv.conv.kernel_size[0] - 1
+        ft, reach = self.factors[0], self.conv.conv.kernel_size[0] - 1
         before = carry.frames_before(self, x, -(-reach // ft)) if carry else None
         clip = x if before is None else torch.cat([before, x], dim=2)
-        return self.conv.convolve(
-            lambda first, stop: enlarge_frames(clip, self.factors, first, stop),
-            1 + ft * (clip.shape[2] - 1),
-            x[:, :, 0].numel() * fh * fw,
-            skip=0 if before is None else 1 + ft * (before.shape[2] - 1),
-        )
+        skip = 0 if before is None else 1 + ft * (before.shape[2] - 1)
+        return self.conv.convolve(Enlarged(clip, self.factors), skip=skip)
 
 
 def enlarge_frames(x: Tensor, factors: tuple[int, int, int], first: int, stop: int) -> Tensor:

@@ -16,17 +16,21 @@ from .layers import PIECE_ELEMENTS
 Size = tuple[int, int, int]
 
 REACH = 2  # frames before its own that a convolution of width 3 reads
-HELD_SHARE = 0.25
+HELD_SHARE = 0.3
 ATTENTION_TENSORS = 6  # x, its norm, queries, keys, values, result
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A residual block, or an enlargement where the factors are not (1, 1, 1), with the size of its input."""
+    """A residual block, or an enlargement where the factors are not (1, 1, 1), with the size of its input.
+
+    `later` if that does not begin with the clip's first frame, which is not enlarged in time.
+    """
 
     channels: tuple[int, int]
     factors: Size
     size: Size
+    later: bool = False
 
     @property
     def enlarges(self) -> bool:
@@ -42,18 +46,19 @@ class Layer:
     def output_size(self) -> Size:
         """What it makes of its size."""
         ft, fh, fw = self.factors
-        return 1 + ft * (self.size[0] - 1), fh * self.size[1], fw * self.size[2]
+        frames, height, width = self.size
+        return ft * frames if self.later else 1 + ft * (frames - 1), fh * height, fw * width
 
 
-def decoder_layers(config: VaeConfig, size: Size) -> list[Layer]:
-    """The layers of the upward path in order, for latents of this size."""
+def decoder_layers(config: VaeConfig, size: Size, *, later: bool = False) -> list[Layer]:
+    """The layers of the upward path in order, for latents of this size or a later chunk of this size."""
     layers, width = [], config.block_channels[-1]
     for channels, factors in zip(config.block_channels[::-1], level_factors(config), strict=True):
         widths = [width, *[channels] * (config.layers_per_block + 1)]
-        layers += [Layer(pair, (1, 1, 1), size) for pair in pairwise(widths)]
+        layers += [Layer(pair, (1, 1, 1), size, later) for pair in pairwise(widths)]
         width = channels
         if factors != (1, 1, 1):
-            layers.append(Layer((channels, channels), factors, size))
+            layers.append(Layer((channels, channels), factors, size, later))
             size = layers[-1].output_size
     return layers
 
@@ -65,7 +70,7 @@ def decode_bytes(config: VaeConfig, size: Size, itemsize: int, chunk: int | None
     if chunk is None or chunk >= size[0]:
         return itemsize * max(attention, _walk_elements(layers, carried=False))
     whole = num_whole_layers(config, size, chunk)
-    later = decoder_layers(config, (chunk + 1, *size[1:]))[whole:]  # + 1: not the frame that is not enlarged in time
+    later = decoder_layers(config, (chunk, *size[1:]), later=True)[whole:]
     last = REACH * later[-1].channels[1] * math.prod(later[-1].size[1:])  # the last convolution's
     kept = layers[whole].input_elements + sum(_carried_elements(layer) for layer in later) + last
     return itemsize * max(
@@ -88,7 +93,7 @@ def num_whole_layers(config: VaeConfig, size: Size, chunk: int) -> int:
     Up to there nothing differs from decoding all at once. What they hand on stays in memory until the clip's end, so
     that it must be small beside the largest tensor of a chunk.
     """
-    later = decoder_layers(config, (min(chunk + 1, size[0]), *size[1:]))  # + 1 as above
+    later = decoder_layers(config, (min(chunk, size[0]), *size[1:]), later=True)
     most = HELD_SHARE * max(layer.input_elements for layer in later)
     cuts = [
         i for i, layer in enumerate(decoder_layers(config, size)) if layer.enlarges and layer.input_elements <= most
@@ -111,26 +116,19 @@ def _residual_elements(layer: Layer, *, carried: bool) -> int:
 
 
 def _enlarging_elements(layer: Layer, *, carried: bool) -> int:
-    """The input, the output, and one piece of the enlarged frames without borders and with them."""
-    ft, channels, size = layer.factors[0], layer.channels[0], layer.output_size
+    """The input, the output, and a piece of both sides of the convolution."""
     low = layer.input_elements * (2 if carried else 1)  # a later chunk is copied behind the frames before it
-    piece = _piece_frames(size, channels)
-    copied = ft * min(layer.size[0], -(-(piece + REACH - 1) // ft) + 1)
-    borders, made = _padded_elements(size, channels), channels * math.prod(size)
-    enlarged = channels * copied * size[1] * size[2]
-    if piece >= size[0]:
-        return low + borders + max(enlarged, made)
-    return low + borders + made + max(enlarged, channels * piece * size[1] * size[2])
+    size, channels = layer.output_size, layer.channels[0]
+    whole = _piece_frames(size, channels) >= size[0]  # then the piece is the output
+    made = 0 if whole else channels * math.prod(size)
+    return low + made + _convolution_elements(size, channels, channels, carried=False)
 
 
 def _convolution_elements(size: Size, before: int, after: int, *, carried: bool) -> int:
-    """One piece of the input with its borders, and of the output or the input without borders."""
+    """One piece of the input with its borders, and of the output."""
     made = after * _piece_frames(size, before) * size[1] * size[2]
-    borders = _padded_elements(size, before)
-    if not carried:
-        return borders + made
-    # the frames of the chunk before, alone and together with this one's
-    return borders + max(made, borders) + REACH * before * size[1] * size[2]
+    earlier = REACH * before * size[1] * size[2] if carried else 0  # which the chunk before has left
+    return _padded_elements(size, before) + made + earlier
 
 
 def _padded_elements(size: Size, channels: int) -> int:

@@ -8,10 +8,13 @@ import torch.nn.functional as F
 from hyvideo_nodes.hyvideo_core.vae import layers
 from hyvideo_nodes.hyvideo_core.vae.layers import (
     CausalConv3d,
+    Clip,
     Downsample,
+    Enlarged,
     FrameCausalAttention,
     ResnetBlock,
     Upsample,
+    bordered,
     enlarge_frames,
     group_norm,
     norm_silu,
@@ -120,6 +123,22 @@ def test_enlargement_repeats_every_frame_but_the_first(factors: tuple[int, int, 
     for begin in range(total):
         for stop in range(begin + 1, total + 1):
             assert torch.equal(enlarge_frames(x, factors, begin, stop), expected[:, :, begin:stop])
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("sizes", [(3, 2, 4), (1, 1, 1)])
+def test_borders_are_those_of_replicating_padding(layout: torch.memory_format, sizes: tuple[int, int, int]) -> None:
+    x, before = torch.randn(2, 3, *sizes), torch.randn(2, 3, 2, *sizes[1:])
+    clips = [Clip(x), Clip(x, before), Enlarged(x, (2, 2, 2)), Enlarged(x, (4, 1, 2)), Enlarged(x, (1, 2, 1))]
+    for clip in clips:
+        total = clip.shape[2]
+        assert clip.read(0, total).shape == clip.shape
+        for first, stop in ((0, total), (0, 1), (total - 1, total), (total // 2, total)):
+            for lead in (0, 2) if first == 0 else (0,):
+                got = bordered(clip, first, stop, lead, 1, layout)
+                expected = F.pad(clip.read(first, stop), (1, 1, 1, 1, lead, 0), mode="replicate")
+                assert torch.equal(got, expected)
+                assert got.is_contiguous(memory_format=layout)
 
 
 def test_upsampling_in_pieces_gives_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
