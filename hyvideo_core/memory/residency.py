@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -61,15 +61,14 @@ class Residency:
         """
         before = self.kept_bytes
         room = min(num_bytes, self.limit - before)
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.clear)
             for name in self._order():
                 group = self.groups[name]
                 if name not in self._kept and not group.is_bound and group.num_bytes <= room:
                     self._keep(name, group)
                     room -= group.num_bytes
-        except BaseException:
-            self.clear()
-            raise
+            undo.pop_all()
         return self.kept_bytes - before
 
     def shrink(self, num_bytes: float) -> int:

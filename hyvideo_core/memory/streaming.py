@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -55,11 +55,10 @@ class StreamedModel:
         self._held: list[str] = []
 
     def __enter__(self) -> StreamedModel:
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._close, failed=True)
             self._open()
-        except BaseException:
-            self._close(failed=True)
-            raise
+            undo.pop_all()
         return self
 
     def __exit__(

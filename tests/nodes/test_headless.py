@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hyvideo_nodes.hyvideo_core.memory import Layout, PlainDevice, Residency
 from hyvideo_nodes.nodes.host import headless
 from hyvideo_nodes.nodes.host.headless import Folders, ModulePatcher
 
@@ -168,6 +169,37 @@ def test_forgotten_modules_are_not_kept_alive(card: _Card) -> None:
     gc.collect()
     assert [ref() for ref in headless._placed] == [None]
     headless.free_memory(5000, card.device)
+
+
+def _streamed(card: _Card, num_blocks: int = 4) -> headless.StreamedPatcher:
+    """A model of blocks of 256 bytes each, of which as many as there is room for may stay on the card."""
+    blocks = torch.nn.ModuleList(torch.nn.Linear(8, 8, bias=False) for _ in range(num_blocks))
+    layout = Layout(walked=tuple(str(index) for index in range(num_blocks)))
+    residency = Residency(blocks.to("meta"), layout, PlainDevice(card.device))
+    patcher = headless.StreamedPatcher(residency, card.device, torch.device("cpu"))
+    card.patchers.append(patcher)
+    return patcher
+
+
+def test_a_streamed_model_keeps_what_fits_beside_the_run_and_others_can_send_it_away(
+    card: _Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(headless, "RESERVED_BYTES", 100)
+    streamed, other = _streamed(card), card.patcher(100)
+    for memory_required, blocks in ((0, 3), (300, 2), (0, 3), (10_000, 0), (0, 3)):
+        assert headless.place_streamed(streamed, memory_required) == card.device
+        assert streamed.loaded_size() == blocks * 256
+    headless.place(other)
+    assert (streamed.loaded_size(), other.loaded_size()) == (0, 400)
+    headless.place_streamed(streamed, 0)
+    assert (streamed.loaded_size(), other.loaded_size()) == (768, 0)
+
+
+def test_a_patcher_of_the_other_kind_is_refused(card: _Card) -> None:
+    with pytest.raises(TypeError, match="make_streamed_patcher, got _Movable"):
+        headless.place_streamed(card.patcher(1), 0)
+    with pytest.raises(TypeError, match="make_patcher, got StreamedPatcher"):
+        headless.place(_streamed(card))
 
 
 def test_a_foreign_patcher_is_refused() -> None:
