@@ -82,5 +82,10 @@ def relative_error(out: Tensor, expected: Tensor) -> float:
     return float((out - expected).norm() / expected.norm())
 
 
+def error_of(out: Tensor, q: Tensor, k: Tensor, v: Tensor) -> float:
+    """The relative error of some rows of attention's result against float32."""
+    return relative_error(out[:, _rows(q)].float().cpu(), rows_in_float32(q, k, v))
+
+
 def _rows(q: Tensor) -> Tensor:
     return torch.linspace(0, q.shape[1] - 1, NUM_ROWS, device=q.device).long()

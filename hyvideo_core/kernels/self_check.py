@@ -64,26 +64,26 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(part)
 
 
-def _modulated(site: Site) -> tuple[Any, ...]:
+def _modulated(site: Site, batch: int = BATCH, tokens: int = TOKENS) -> tuple[Any, ...]:
     """Tokens in the middle of a longer stream, and what they are multiplied by and shifted by."""
     random = torch.Generator().manual_seed(0)
-    stream = torch.randn(BATCH, TOKENS + 8, site.width, generator=random) * 3 + 1
-    factor, offset = torch.randn(2, BATCH, 1, site.width, generator=random).to(site.device, site.dtype).float()
+    stream = torch.randn(batch, tokens + 8, site.width, generator=random) * 3 + 1
+    factor, offset = torch.randn(2, batch, 1, site.width, generator=random).to(site.device, site.dtype).float()
     return stream.to(site.device, site.dtype)[:, 4:-4], Affine(1 + factor, offset)
 
 
-def _gated(site: Site) -> tuple[Any, ...]:
+def _gated(site: Site, batch: int = BATCH, tokens: int = TOKENS) -> tuple[Any, ...]:
     random = torch.Generator().manual_seed(1)
-    x, affine = _modulated(site)
-    update = torch.randn(BATCH, TOKENS, site.width, generator=random).to(site.device, site.dtype)
-    gate = torch.randn(BATCH, 1, 3 * site.width, generator=random).to(site.device, site.dtype)[..., -site.width :]
+    x, affine = _modulated(site, batch, tokens)
+    update = torch.randn(batch, tokens, site.width, generator=random).to(site.device, site.dtype)
+    gate = torch.randn(batch, 1, 3 * site.width, generator=random).to(site.device, site.dtype)[..., -site.width :]
     return x, update, gate, affine
 
 
-def _heads(site: Site) -> tuple[Any, ...]:
+def _heads(site: Site, batch: int = BATCH, tokens: int = TOKENS) -> tuple[Any, ...]:
     random = torch.Generator().manual_seed(2)
-    qkv = torch.randn(BATCH, TOKENS, 3, site.num_heads, site.head_size, generator=random) * 3
-    angles = torch.rand(TOKENS - NUM_TEXT, site.head_size // 2, generator=random) * 6
+    qkv = torch.randn(batch, tokens, 3, site.num_heads, site.head_size, generator=random) * 3
+    angles = torch.rand(tokens - NUM_TEXT, site.head_size // 2, generator=random) * 6
     norms = [HeadNorm(site.head_size).to(site.device, site.dtype) for _ in "qk"]
     for norm in norms:
         norm.weight.copy_(1 + torch.randn(site.head_size, generator=random) / 4)
