@@ -86,7 +86,7 @@ class StreamedModel:
         """Binds what is missing of a part, and fetches ahead; gives the groups and the slots that they lie in."""
         brought, slots = [], []
         for group in self._groups[name]:
-            if not group.is_bound:
+            if not group.is_bound and group.num_bytes:
                 slot = self._slot(group) if name in self._walk else None
                 if slot is None:
                     group.bind(fetch_now(group, self._device))
