@@ -8,7 +8,7 @@ from functools import cache
 import torch
 
 from ..attention import CHOICES as ATTENTION_CHOICES
-from ..attention import PLAIN, AttentionBackend, choose_attention
+from ..attention import AUTO, PLAIN, AttentionBackend, choose_attention
 from ..config import TransformerConfig
 from ..errors import OptionError
 from ..model.elementwise import Elementwise
@@ -66,8 +66,10 @@ class SpeedOptions:
         Each thing is tried once in a process, and the verdict kept.
         """
         site = Site(device, dtype, config.hidden_size, config.num_heads, config.head_size)
+        # a plain function where nothing is to be measured: it can be compiled with the blocks
+        attention = PLAIN if self.attention == AUTO and device.type != "cuda" else self.attention
         return Speed(
-            attention=_attention(self.attention),
+            attention=_attention(attention),
             kernels=_kernels(self.kernels, site),
             call=_compiled(device) if self.compiled else call_itself,
         )

@@ -43,6 +43,10 @@ def inputs():
     }
 
 
+def test_auto_is_the_plain_attention_where_there_is_nothing_to_measure():
+    assert SpeedOptions(attention="auto").on(CPU, torch.float32, CONFIG).attention is sdpa
+
+
 def test_the_defaults_are_pytorchs_own_functions():
     found = SpeedOptions().on(CPU, torch.float32, CONFIG)
     assert found.attention is sdpa
