@@ -7,8 +7,8 @@ from functools import cache
 
 import torch
 
-from ..attention import CHOICES as ATTENTION_CHOICES
 from ..attention import AUTO, PLAIN, AttentionBackend, choose_attention
+from ..attention import CHOICES as ATTENTION_CHOICES
 from ..config import TransformerConfig
 from ..errors import OptionError
 from ..model.elementwise import Elementwise
