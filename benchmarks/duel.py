@@ -40,17 +40,18 @@ def parse(description: str | None, *, rounds: int = 15) -> argparse.Namespace:
     return options
 
 
-def bouts(full: bool, **changes: int) -> Iterator[Bout]:
+def bouts(full: bool, *, alone: bool = False, **changes: int) -> Iterator[Bout]:
     """Every size, on the same random weights: small ones in float32 on two threads, or full ones in bf16 on a GPU.
 
     Args:
+        alone: nobody takes part but us.
         changes: what differs from the configuration, such as the number of blocks.
     """
     torch.manual_seed(0)
     torch.set_num_threads(2)
     works = [work.with_config(**changes) for work in (WORKLOADS if full else SMALL_WORKLOADS)]
     model = random_transformer(works[0].config, "cuda" if full else "cpu", torch.bfloat16 if full else torch.float32)
-    rivals = rivals_of(model)
+    rivals = [] if alone else rivals_of(model)
     for work in works:
         yield Bout(work, model, rivals, Inputs.random(work, like=model.img_in.proj.weight))
 

@@ -16,7 +16,7 @@ from hyvideo_nodes.hyvideo_core.config import VaeConfig
 
 def peers() -> dict[str, dict[str, Callable[[Workload], Reading]]]:
     """A subject for each kind of block, by whose it is: of diffusers, and of ComfyUI where that can run."""
-    found = {}
+    found: dict[str, dict[str, Callable[[Workload], Reading]]] = {}
     if importlib.util.find_spec("diffusers"):
         found["diffusers"] = {"single": single_block, "double": double_block}
     if has_comfyui():

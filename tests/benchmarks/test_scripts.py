@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from hyvideo_nodes.benchmarks import memory, transformer_block, transformer_forward, vae_decode
+from hyvideo_nodes.benchmarks import memory, streamed_forward, transformer_block, transformer_forward, vae_decode
 from hyvideo_nodes.benchmarks.duel import TITLE, bouts, lines
 from hyvideo_nodes.benchmarks.sizes import SMALL_WORKLOADS
 from hyvideo_nodes.hyvideo_core.config import VaeConfig
@@ -43,6 +45,14 @@ def test_a_block_s_call_can_be_repeated(bout) -> None:
     with torch.inference_mode():
         call = transformer_block.our_double(bout)
         assert torch.equal(call(), call())
+
+
+def test_streamed_and_resident_are_the_same_bits(bout) -> None:
+    with torch.no_grad():
+        (line,) = streamed_forward.lines(bout, copy.deepcopy(bout.model), rounds=1)
+    tokens, slow, fast, ratio, is_equal, peak = line.split()
+    assert (int(tokens), is_equal, peak) == (bout.work.tokens, "True", "-")
+    assert float(ratio) == pytest.approx(float(slow) / float(fast), rel=0.05)
 
 
 def test_both_autoencoders_decode_in_the_same_tiles() -> None:
