@@ -32,6 +32,11 @@ OTHER_VOCABULARY = (
 BLOCK = re.compile(r"(double|single|single_transformer|transformer)_blocks\.(\d+)\.")
 CONTAINERS = ((GgufFile, "GGUF"), (PickleFile, "PyTorch pickle"))
 PLAIN_CAST = "fp8 weights have neither scales nor marks beside them, which makes them a plain cast, used as it is"
+FEWER_BLOCKS = (
+    f"the published models of this width have {HYVIDEO_T2_CFGDISTILL.num_double_blocks} double and "
+    f"{HYVIDEO_T2_CFGDISTILL.num_single_blocks} single blocks; if this is one of them, its last blocks are missing: "
+    "download it again"
+)
 SCALES_UNKNOWN = (
     "headers do not tell plain fp8 weights from those of the official release, whose scales are in a second file "
     "(..._map.pt): the loader looks at the weights, and asks for that file if it is needed"
@@ -74,6 +79,8 @@ def transformer_findings(checkpoint: Checkpoint, detected: DetectedTransformer, 
     # a loader has looked at the numbers, and refused the file if they are scaled
     if notes and isinstance(checkpoint, HeaderOnly | HeaderOnlyPickle):
         notes = (*notes, SCALES_UNKNOWN)
+    if _lacks_blocks(config):
+        notes = (*notes, FEWER_BLOCKS)
     described = replace(
         found,
         variant=f"{variant.words}; {model_words(config)}",
@@ -87,6 +94,16 @@ def transformer_findings(checkpoint: Checkpoint, detected: DetectedTransformer, 
         notes=notes,
     )
     return _covered(described, cover)
+
+
+def _lacks_blocks(config: TransformerConfig) -> bool:
+    """Whether a model as wide as the published ones has fewer blocks than they."""
+    usual = HYVIDEO_T2_CFGDISTILL
+    return config.hidden_size == usual.hidden_size and (
+        config.num_double_blocks < usual.num_double_blocks
+        or config.num_single_blocks < usual.num_single_blocks
+        or config.num_refiner_blocks < usual.num_refiner_blocks
+    )
 
 
 def _cast_notes(policy: LinearPolicy) -> tuple[str, ...]:

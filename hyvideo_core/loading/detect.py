@@ -33,6 +33,9 @@ EXPECTED_VAE = "a HunyuanVideo VAE (for example hunyuan_video_vae_bf16.safetenso
 # what the official configuration and diffusers' config.json call it
 ROPE_AXES_NAMES = ("rope_dim_list", "rope_axes_dim")
 HEADS_NAMES = ("heads_num", "num_attention_heads")
+DOUBLE_NAMES = ("mm_double_blocks_depth", "num_layers")
+SINGLE_NAMES = ("mm_single_blocks_depth", "num_single_layers")
+REFINER_NAMES = ("num_refiner_layers",)
 MAX_SIZE, MAX_BLOCKS = 2**20, 500  # far beyond every model; a damaged file must not make an endless one
 
 
@@ -104,8 +107,8 @@ def transformer_config(view: KeyView) -> TransformerConfig:
         TransformerConfig,
         hidden_size=hidden_size,
         num_heads=hidden_size // head_size,
-        num_double_blocks=_count(view, "double_blocks.{}.img_attn_proj.weight"),
-        num_single_blocks=_count(view, "single_blocks.{}.linear2.weight"),
+        num_double_blocks=_depth(view, "double_blocks.{}.img_attn_proj.weight", *DOUBLE_NAMES),
+        num_single_blocks=_depth(view, "single_blocks.{}.linear2.weight", *SINGLE_NAMES),
         rope_axes=_rope_axes(view.checkpoint, head_size),
         text_width=_shape(view, "txt_in.input_embedder.weight", 2)[1],
         pooled_width=_shape(view, pooled, 2)[1] if pooled in view else None,
@@ -115,7 +118,9 @@ def transformer_config(view: KeyView) -> TransformerConfig:
         patch_size=(patch[0], patch[1], patch[2]),
         mlp_ratio=_mlp_width(view, hidden_size) / hidden_size,
         refiner_mlp_ratio=_refiner_mlp_width(view) / hidden_size,
-        num_refiner_blocks=_count(view, "txt_in.individual_token_refiner.blocks.{}.self_attn_qkv.weight"),
+        num_refiner_blocks=_depth(
+            view, "txt_in.individual_token_refiner.blocks.{}.self_attn_qkv.weight", *REFINER_NAMES
+        ),
         rope_theta=number(view.checkpoint, view.checkpoint.config, "rope_theta", default=256.0),
     )
     return configured(view.checkpoint, make)
@@ -206,6 +211,13 @@ def _shape(view: KeyView, key: str, num_axes: int) -> tuple[int, ...]:
             "the file is damaged, download it again"
         )
     return shape
+
+
+def _depth(view: KeyView, pattern: str, *names: str) -> int:
+    """How many blocks there are, or ought to be by the file's config: of a file that was cut, the last are missing."""
+    return max(
+        _count(view, pattern), whole(view.checkpoint, view.checkpoint.config, *names, default=0, largest=MAX_BLOCKS)
+    )
 
 
 def _count(view: KeyView, pattern: str) -> int:

@@ -63,6 +63,10 @@ def test_another_size_is_described_with_its_numbers(write, t2v):
     findings = inspect(write("m.safetensors", table))
     assert "another size: 3072 wide, 24 heads, 19 double and 39 single blocks" in findings.variant
     assert findings.lookalikes == ()
+    assert (
+        "have 20 double and 40 single blocks; if this is one of them, its last blocks are missing" in findings.notes[0]
+    )
+    assert not inspect(write("whole.safetensors", t2v)).notes
 
 
 @pytest.mark.parametrize(

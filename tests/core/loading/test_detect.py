@@ -262,6 +262,23 @@ def test_rope_axes_that_are_none_are_refused(axes, manifest_dir):
         detect_transformer(replace(table, config={"rope_dim_list": axes}))
 
 
+@pytest.mark.parametrize(
+    ("names", "lost"),
+    [
+        ({"mm_double_blocks_depth": 20}, "double_blocks.19."),
+        ({"num_single_layers": 40, "num_layers": 20}, "single_blocks.39."),
+        ({"num_refiner_layers": 2}, "txt_in.individual_token_refiner.blocks.1."),
+    ],
+)
+def test_last_blocks_that_are_missing_are_missed_where_the_config_counts_them(names, lost, manifest_dir):
+    table = manifest(manifest_dir, "hunyuanvideo_t2v_plain_transformer.official")
+    cut = from_table({name: entry for name, entry in table.items() if not name.startswith(lost)})
+    count = len(table) - len(cut.tensors)
+    assert count > 0
+    with pytest.raises(WrongModelError, match=rf"lacks {count} tensors, such as {re.escape(lost)}"):
+        check_complete(detect_transformer(replace(cut, config=names)))
+
+
 @pytest.mark.parametrize("axes", [[4, 6, 6], [15, 57, 56]])
 def test_settings_that_contradict_the_sizes_name_their_file(axes, manifest_dir):
     table = from_table(manifest(manifest_dir, "hunyuanvideo_t2v_plain_transformer.official"))
