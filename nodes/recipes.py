@@ -133,7 +133,7 @@ class SharedWeights(Generic[ModuleT]):
             return
         module, residency = self._streamed
         plan = options.plan(residency)
-        residency.limit = plan.kept_bytes
+        residency.limit_to(plan.kept_bytes)
         device = host.place_streamed(patcher, memory_required + plan.working_bytes)
         with residency.at_home():
             shown = view(module) if view else module

@@ -83,6 +83,11 @@ class Residency:
                     del self._kept[name]
         return before - self.kept_bytes
 
+    def limit_to(self, num_bytes: int) -> None:
+        """Keeps at most so many bytes from now on."""
+        self.limit = num_bytes
+        self.shrink(self.kept_bytes - num_bytes)
+
     def fit(self, num_bytes: float) -> None:
         """Keeps as much as fits into so many bytes and the limit, and no more."""
         most = max(0, min(num_bytes, self.limit))

@@ -13,8 +13,8 @@ import sys
 from typing import Any
 
 import torch
-from in_comfyui import load_pack, open_comfyui
-from in_native import Pack
+from in_comfyui import SCRATCH, load_pack, open_comfyui
+from in_native import Pack, prompts, write_transformer
 
 NUM_BLOCKS, WIDTH = 16, 1024
 BLOCK = 4 * WIDTH * WIDTH
@@ -25,8 +25,10 @@ def main() -> None:
     open_comfyui()
     pack = Pack(load_pack())
     importlib.import_module("folder_paths")
+    (SCRATCH / "models" / "diffusion_models").mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
-        sys.stdout.write(json.dumps(situations(Card(pack))) + "\n")
+        card = Card(pack)
+        sys.stdout.write(json.dumps(situations(card) | {"runs": runs(card, pack)}) + "\n")
 
 
 class Card:
@@ -82,10 +84,9 @@ def situations(card: Card) -> dict[str, Any]:
     seen["after that"] = card.place()
     memory.free_memory(card.least + 5.5 * BLOCK, card.patcher.load_device)
     seen["some memory asked for"] = card.kept()
-    card.residency.limit = 3 * BLOCK
-    card.residency.shrink(card.residency.kept_bytes - card.residency.limit)
+    card.residency.limit_to(3 * BLOCK)
     seen["a budget"] = card.place()
-    card.residency.limit = card.residency.most_bytes
+    card.residency.limit_to(card.residency.most_bytes)
     flags(card, seen)
     clone = card.patcher.clone()
     seen["clone"] = [clone.is_clone(card.patcher), clone.loaded_size() == card.patcher.loaded_size()]
@@ -105,6 +106,45 @@ def flags(card: Card, seen: dict[str, Any]) -> None:
     memory.EXTRA_RESERVED_VRAM = 2 * BLOCK
     seen["a reserve"] = card.place()
     memory.EXTRA_RESERVED_VRAM = 0
+
+
+def runs(card: Card, pack: Pack) -> dict[str, Any]:
+    """The sampler with all weights kept, with none, interrupted, and after all were sent away."""
+    device = pack.part("hyvideo_core.memory").PlainDevice(card.patcher.load_device)
+    card.host.stream_device_for = lambda role: device
+    card.room = 2 * card.least + 10**9
+    torch.manual_seed(0)
+    write_transformer(pack)
+    prompt, _ = prompts(pack)
+    (latent,) = pack.run("HYVEmptyLatent", width=64, height=48, length=9)
+    (model,) = pack.run("HYVLoadModel", model="random.safetensors", precision="fp32")
+
+    def sample(budget: str) -> torch.Tensor:
+        (limited,) = pack.run("HYVMemory", model=model, budget=budget)
+        return pack.run("HYVSampler", model=limited, positive=prompt, latent=latent, steps=2, seed=1)[0]["samples"]
+
+    whole = sample("auto")
+    kept = [model.patcher.loaded_size(), model.patcher.model_size()]
+    streamed = [bool(torch.equal(sample("0"), whole)), model.patcher.loaded_size()]
+    again = [bool(torch.equal(sample("auto"), whole)), model.patcher.loaded_size() == kept[0]]
+    card.memory.interrupt_current_processing()
+    try:
+        sample("auto")
+        stopped: list[Any] = ["not"]
+    except card.host.Interrupted:
+        stopped = ["stopped", model.patcher.loaded_size()]
+    after = bool(torch.equal(sample("auto"), whole))
+    card.memory.unload_all_models()
+    unloaded = [model.patcher.loaded_size(), bool(torch.equal(sample("auto"), whole))]
+    return {
+        "kept": kept,
+        "streamed": streamed,
+        "again": again,
+        "stopped": stopped,
+        "after": after,
+        "unloaded": unloaded,
+        "patcher": type(model.patcher).__name__,
+    }
 
 
 if __name__ == "__main__":

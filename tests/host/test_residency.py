@@ -45,3 +45,17 @@ def test_the_users_options_hold(kept):
 def test_the_host_knows_it_by_a_telling_name_and_its_clones(kept):
     assert kept["sizes"] == [16, "HunyuanVideo"]
     assert kept["clone"] == [True, True]
+
+
+def test_the_sampler_gives_the_same_bits_however_much_is_kept(kept):
+    runs = kept["runs"]
+    assert runs["patcher"] == "StreamedPatcher"
+    assert runs["kept"][0] == runs["kept"][1] > 0
+    assert runs["streamed"] == [True, 0]
+    assert runs["again"] == [True, True]
+
+
+def test_an_interrupt_leaves_nothing_on_the_device_and_the_next_run_is_the_same(kept):
+    assert kept["runs"]["stopped"] == ["stopped", 0]
+    assert kept["runs"]["after"] is True
+    assert kept["runs"]["unloaded"] == [0, True]

@@ -143,6 +143,15 @@ def test_memory_given_back_during_a_run_changes_no_bits(rig):
     assert rig.device.live() == rig.residency.kept_bytes == 0
 
 
+def test_a_limit_holds_for_what_is_kept_already(rig):
+    rig.residency.grow(rig.residency.most_bytes)
+    rig.residency.limit_to(rig.residency.most_bytes // 2)
+    assert 0 < rig.device.live() == rig.residency.kept_bytes <= rig.residency.limit
+    rig.residency.grow(rig.residency.most_bytes)
+    assert rig.residency.kept_bytes <= rig.residency.limit
+    assert rig.run(steps=1)
+
+
 def test_weights_are_never_written_back(rig):
     rig.run()
     before = [memory.clone() for memory in rig.residency.host_memory()]
