@@ -49,6 +49,11 @@ def main() -> None:
                 save_as = pack.part("hyvideo_core.loading.save").save_as
                 save_as(folder / "random.safetensors", folder / name, dialect=dialect, precision=precision)
                 report[f"{dialect} {precision}"] = results(pack, name, given)
+        # a file that ComfyUI does not read, and what makes one of it that it does
+        parts, whole = folder / "parts.safetensors", folder / "whole.safetensors"
+        save_as(folder / "random.safetensors", parts, dialect="diffusers", precision="fp8_scaled")
+        save_as(parts, whole, dialect="official", precision="fp8_scaled")
+        report["by way of diffusers"] = results(pack, whole.name, given)
         for kind in FORMATS if importlib.util.find_spec("comfy_kitchen") else ():
             quantize(folder / "random.safetensors", folder / f"{kind}.safetensors", kind)
             report[kind] = results(pack, f"{kind}.safetensors", given)

@@ -26,6 +26,12 @@ def test_saved_files_are_read_alike_by_both(report: dict[str, Any], dialect: str
     assert found["to the source"] < TO_THE_SOURCE[precision]
 
 
+def test_scaled_weights_that_were_split_are_read_alike_once_they_are_whole(report: dict[str, Any]) -> None:
+    found = report["by way of diffusers"]
+    assert found["of both"] < ROUNDING
+    assert found == report["official fp8_scaled"]
+
+
 @pytest.mark.parametrize("kind", ["float8_e4m3fn", "float8_e5m2", "nvfp4"])
 def test_comfyuis_own_quantization_is_read_alike_by_both(report: dict[str, Any], kind: str) -> None:
     if kind not in report:
