@@ -71,10 +71,11 @@ class _TiledNode(io.ComfyNode):
         overlap: int | None = None,
         temporal_size: int | None = None,
         temporal_overlap: int | None = None,
+        mode: str | None = None,
     ) -> bool | str:
         """Refuses tiles before anything runs; what is linked is None, and checked when it is known."""
         try:
-            widget_tiling(tile_size or 0, overlap or 0, temporal_size or 0, temporal_overlap or 0)
+            widget_tiling(tile_size or 0, overlap or 0, temporal_size or 0, temporal_overlap or 0, mode or TILED)
         except OptionError as error:
             return str(error)
         return True

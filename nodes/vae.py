@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..hyvideo_core.config import VaeConfig
-from ..hyvideo_core.errors import NonFiniteError, ShapeError, WrongModelError
+from ..hyvideo_core.errors import NonFiniteError, OptionError, ShapeError, WrongModelError
 from ..hyvideo_core.shapes import SIZE_STEP, TIME_FACTOR
 from ..hyvideo_core.vae.autoencoder import Gaussian, VideoAutoencoder
 from ..hyvideo_core.vae.fitting import SLACK, fit_tiling, tile_bytes
@@ -241,13 +241,20 @@ def crop_images(pixels: Tensor, side: int = SIZE_STEP, frames: int = TIME_FACTOR
     return pixels[:count, top : top + height, left : left + width, :3]
 
 
-def widget_tiling(tile_size: int, overlap: int, temporal_size: int, temporal_overlap: int) -> Tiling:
-    """Tiling as the widgets say, 0 meaning whole."""
+def widget_tiling(tile_size: int, overlap: int, temporal_size: int, temporal_overlap: int, mode: str = TILED) -> Tiling:
+    """Tiling as the widgets say, 0 meaning whole.
+
+    Raises:
+        OptionError: an unknown mode, or sizes that contradict each other.
+    """
+    if mode not in MODES:
+        raise OptionError(f"mode {mode!r}: expected {' or '.join(MODES)}; choose one of them")
     return Tiling(
         tile_size=tile_size or None,
         overlap=overlap if tile_size else 0,
         temporal_size=temporal_size or None,
-        temporal_overlap=temporal_overlap if temporal_size else 0,
+        temporal_overlap=temporal_overlap if temporal_size and mode == TILED else 0,
+        carried=mode == CARRIED,
     )
 
 
@@ -260,7 +267,7 @@ def user_tiling(
     mode: str = TILED,
 ) -> Tiling:
     """Tiling as the widgets say; the reference's own values give exactly the reference's tiles."""
-    tiling = replace(widget_tiling(tile_size, overlap, temporal_size, temporal_overlap), carried=mode == CARRIED)
+    tiling = widget_tiling(tile_size, overlap, temporal_size, temporal_overlap, mode)
     official = Tiling.official(config)
     return official if replace(tiling, keep_redundant=True) == official else tiling
 

@@ -64,7 +64,8 @@ class Tiling:
             size, overlap = getattr(self, size_name), getattr(self, overlap_name)
             if size is not None and size < 1:
                 raise OptionError(f"{size_name} {size}: expected at least 1; enlarge it, or use None for no tiling")
-            if overlap < 0 or (size is not None and overlap >= size):
+            has_effect = size is not None and not (self.carried and size_name == "temporal_size")
+            if overlap < 0 or (has_effect and overlap >= size):
                 raise OptionError(f"{overlap_name} {overlap}: expected 0 or more and less than {size_name} {size}")
 
     @classmethod

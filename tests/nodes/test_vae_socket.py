@@ -10,6 +10,7 @@ from hyvideo_nodes.hyvideo_core.errors import ShapeError, WrongModelError
 from hyvideo_nodes.hyvideo_core.vae.fitting import SLACK, tile_bytes
 from hyvideo_nodes.hyvideo_core.vae.tiling import Tiling
 from hyvideo_nodes.nodes import vae as vae_module
+from hyvideo_nodes.nodes.latents import HYVVAEDecode
 from hyvideo_nodes.nodes.vae import native_tiling, user_tiling
 
 
@@ -63,7 +64,7 @@ def test_the_references_tiles_are_the_default(vae):
 
 def test_carried_tiles_never_pass_for_the_references(vae):
     tiling = user_tiling(vae.config, 256, 64, 64, 16, "carried")
-    assert tiling == Tiling(carried=True)
+    assert tiling == Tiling(carried=True, temporal_overlap=0)
     assert user_tiling(vae.config, 256, 64, 64, 16, "tiled") == Tiling.official(vae.config)
 
 
@@ -101,6 +102,16 @@ def test_graphs_saved_before_there_were_modes_give_the_same(vae, run_node):
     widgets = {"tile_size": 256, "overlap": 64, "temporal_size": 64, "temporal_overlap": 16}
     assert torch.equal(run_node("HYVVAEDecode", samples=LATENTS, vae=vae, **widgets)[0], whole)
     assert torch.equal(run_node("HYVVAEDecode", samples=LATENTS, vae=vae)[0], whole)
+
+
+def test_short_chunks_need_no_short_overlap():
+    sizes = {"tile_size": 0, "overlap": 64, "temporal_size": 4, "temporal_overlap": 16}
+    assert "temporal_overlap 16" in HYVVAEDecode.validate_inputs(**sizes)
+    assert HYVVAEDecode.validate_inputs(**sizes, mode="carried") is True
+
+
+def test_an_unknown_mode_is_refused_before_anything_runs():
+    assert "mode 'fast': expected tiled or carried" in HYVVAEDecode.validate_inputs(mode="fast")
 
 
 def test_the_carried_mode_is_near_the_tiled_one_and_shows_its_progress(vae, run_node, monkeypatch):

@@ -51,6 +51,12 @@ def test_one_chunk_is_the_untiled_model_bit_for_bit(vae: VideoAutoencoder, chunk
     assert torch.equal(decode_tiled(vae, latents, carried(chunk)), whole)
 
 
+def test_the_overlap_of_runs_has_no_effect(vae: VideoAutoencoder) -> None:
+    latents = torch.randn(1, 3, 5, 2, 3)
+    overlapping = Tiling(carried=True, tile_size=None, temporal_size=8, temporal_overlap=16)
+    assert torch.equal(decode_tiled(vae, latents, overlapping), decode_tiled(vae, latents, carried(2)))
+
+
 @pytest.mark.parametrize("chunk", [1, 2, 3, 4])
 @pytest.mark.parametrize("limit", [2**26, 100])
 @pytest.mark.parametrize("factors", [(8, 4), (4, 8), (2, 1)])
