@@ -11,21 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attention import AttentionBackend
 from ..config import TransformerConfig
 from .chunks import DEFAULT, BlockSettings, assembled, updated
-from .elementwise import Affine, HeadNorm, Modulation, Rope, affine, affines
+from .elementwise import Affine, HeadNorm, Modulation, Rope, affine, affines, gelu_tanh
 from .linear import Linear
 from .modulation import DoubleModulation, ModulationProjection
-
-gelu_tanh = partial(F.gelu, approximate="tanh")
 
 NormedChunk = Callable[[slice], Tensor]
 """Some tokens of a stream after their modulated norm, [B, L, D]."""
@@ -230,9 +226,11 @@ class SingleStreamBlock(nn.Module):
         attended = attend([source], self.num_heads, attention, settings)
 
         def step(chunk: slice) -> Tensor:
-            inner = (attended[:, chunk].flatten(2), gelu_tanh(self.linear1(normed(chunk), rows=self.mlp_rows)))
             # one product of both, not the sum of two: that would round twice
-            update = self.linear2(torch.cat(inner, dim=-1))
-            return settings.kernels.gated_residual(x[:, chunk], update, modulation.gate)
+            both = torch.cat((attended[:, chunk].flatten(2), self._inner(normed(chunk))), dim=-1)
+            return settings.kernels.gated_residual(x[:, chunk], self.linear2(both), modulation.gate)
 
         return updated(x, settings.chunks(x.shape[1]), step)
+
+    def _inner(self, normed: Tensor) -> Tensor:
+        return gelu_tanh(self.linear1(normed, rows=self.mlp_rows))

@@ -80,6 +80,14 @@ def gated_norm(x: Tensor, update: Tensor, gate: Tensor, affine: Affine) -> tuple
     return x, modulated_norm(x, affine)
 
 
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU in its tanh form."""
+    if torch.is_grad_enabled():
+        return F.gelu(x, approximate="tanh")
+    activated: Tensor = torch.ops.aten.gelu_(x, approximate="tanh")
+    return activated
+
+
 def unit_rms(x: Tensor) -> Tensor:
     """x / rms(x) over the last axis: float32 inside, rounded to x's dtype."""
     if torch.is_grad_enabled():
