@@ -156,12 +156,9 @@ def psnr(got: Tensor, expected: Tensor) -> float:
     return float(10 * torch.log10(4 / (got - expected).square().mean()))
 
 
-def test_a_real_clip_differs_from_the_untiled_one_less_than_runs_with_overlap_do() -> None:
+@pytest.mark.parametrize("seed", [1, 3])
+def test_a_clip_differs_from_the_untiled_one_by_no_more_than_the_help_page_says(seed: int) -> None:
     vae = build_vae(detect_vae(open_checkpoint(EMBEDDED)), dtype=torch.float32).requires_grad_(False)
-    clip = draw(sample_scene(1, PICTURE_MIX), frames=17, height=48, width=48)[None]
-    latents = vae.encode(clip).chunk(2, dim=1)[0]
-    whole = vae.decode(latents)
-    overlapping = decode_tiled(vae, latents, Tiling(tile_size=None, temporal_size=8, temporal_overlap=4))
-    got = psnr(decode_tiled(vae, latents, carried(2)), whole)
-    assert got >= 45, got
-    assert got >= psnr(overlapping, whole) + 3, (got, psnr(overlapping, whole))
+    latents = vae.encode(draw(sample_scene(seed, PICTURE_MIX), frames=17, height=48, width=48)[None]).chunk(2, dim=1)[0]
+    got = psnr(decode_tiled(vae, latents, carried(2)), vae.decode(latents))
+    assert got >= 40, got
