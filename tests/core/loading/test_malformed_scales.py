@@ -92,7 +92,7 @@ def test_whole_numbers_in_place_of_weights_are_refused(own, dtype, sound, tmp_pa
     tensors[f"{LAYER}.weight"] = torch.ones(192, 64, dtype=dtype)
     if own is not None:
         tensors[f"{LAYER}.{own}"] = torch.ones(())
-    words = f"1 weights are stored as {str(dtype).removeprefix('torch.')}, such as {LAYER}.weight.*is not read"
+    words = rf"stores weights as {str(dtype).removeprefix('torch.')}, .* is not read \(1 weight: {LAYER}.weight\)"
     with pytest.raises(WrongModelError, match=words):
         load(tensors, tmp_path)
 
