@@ -79,7 +79,8 @@ class WeightGroup:
         self._arena = arena
         unpin = device.pin(arena)
         if unpin is not None:
-            weakref.finalize(self, _unpin, unpin, arena)
+            # not when the process ends, which gives the memory back faster
+            weakref.finalize(self, _unpin, unpin, arena).atexit = False
 
     def fetch(self, memory: Tensor, device: StreamDevice) -> None:
         """Queues the copies of all tensors into [num_bytes] of the device."""

@@ -9,9 +9,11 @@ import weakref
 import pytest
 import torch
 from hyvideo_nodes.hyvideo_core.errors import OptionError, WrongModelError
-from hyvideo_nodes.nodes import NODES, recipes
+from hyvideo_nodes.nodes import NODES, host, recipes
 from hyvideo_nodes.nodes.host import headless
 from safetensors.torch import load_file, save_file
+
+from ..core.memory.fake_device import FakeDevice
 
 NODE = {node.define_schema().node_id: node for node in NODES}["HYVLoadLora"]
 NUM_LAYERS = 2 * 8 + 3 * 2
@@ -76,6 +78,24 @@ def test_a_lora_changes_the_video_and_goes_without_a_trace(sample, model, run_no
         assert not torch.allclose(changed, before)
         assert torch.equal(sample(model), before)
         assert torch.equal(sample(recipe), changed)
+
+
+def test_loras_are_streamed_with_the_weights_and_leave_the_model_as_it_was(sample, model, run_node, monkeypatch):
+    device = FakeDevice()
+    monkeypatch.setattr(host, "stream_device_for", lambda role: device)
+    found = {}
+    for budget in ("auto", "0", "0.0018"):
+        (limited,) = run_node("HYVMemory", model=model, budget=budget)
+        (first, _) = run_node("HYVLoadLora", model=limited, lora="style.safetensors")
+        (both, _) = run_node("HYVLoadLora", model=first, lora="other.safetensors", strength=0.5)
+        with torch.inference_mode(), device:
+            found[budget] = [sample(recipe) for recipe in (limited, first, both, limited)]
+        assert device.live() == model.patcher.loaded_size()
+    assert device.faults == []
+    for plain, once, twice, after in found.values():
+        assert not torch.equal(plain, once) and not torch.equal(once, twice)
+        assert torch.equal(plain, after)
+    assert all(torch.equal(*pair) for videos in found.values() for pair in zip(videos, found["auto"], strict=True))
 
 
 def test_all_recipes_of_a_file_share_one_model_and_one_patcher(sample, model, run_node):
