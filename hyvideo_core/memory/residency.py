@@ -96,10 +96,13 @@ class Residency:
 
     def clear(self) -> None:
         """Leaves nothing on the device, whatever state an error left behind."""
-        with torch.inference_mode(False):
-            for group in self.groups.values():
-                group.unbind()
-        self._kept.clear()
+        try:
+            self.device.copies.synchronize()  # none may end in memory that is somebody else's by then
+        finally:
+            with torch.inference_mode(False):
+                for group in self.groups.values():
+                    group.unbind()
+            self._kept.clear()
 
     @contextmanager
     def at_home(self) -> Iterator[None]:

@@ -216,6 +216,7 @@ class TestFailures:
     )
     def test_a_failing_device_leaves_nothing_behind(self, call, share, failure):
         rig = RIGS.setdefault("device", Rig())
+        rig.device.faults.clear()
         rig.device.fail_at(call, failure)
         with contextlib.suppress(failure):
             rig.residency.grow(share * rig.residency.most_bytes)
@@ -268,6 +269,18 @@ class TestFailures:
         assert rig.run(steps=1)
         assert rig.device.faults == []
         assert rig.device.live() == rig.residency.kept_bytes == 0
+
+    @pytest.mark.parametrize("call", range(1, 30))
+    def test_a_failure_while_keeping_more_lets_no_copy_end_in_freed_memory(self, call):
+        rig = RIGS.setdefault("growing", Rig())
+        rig.device.fail_at(call)
+        with contextlib.suppress(DeviceError):
+            rig.residency.grow(rig.residency.most_bytes)
+        rig.device.fail_at(-1)
+        assert settled(rig.device) == rig.residency.kept_bytes
+        rig.device.copies.synchronize()
+        rig.residency.clear()
+        assert rig.device.faults == []
 
     def test_too_little_memory_while_keeping_more_leaves_nothing_behind(self, rig):
         rig.device.fail_at(9, torch.OutOfMemoryError)
