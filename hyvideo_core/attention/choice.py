@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -95,7 +96,7 @@ class ChosenAttention:
         site = site_of(q)
         if self.name == AUTO and not (q.is_cuda and k.shape[1] >= MEASURED_FROM):
             return sdpa(q, k, v)
-        if site not in self._ranked:
+        if site not in self._chosen:  # also where memory ran out while kernels were tried
             self._ranked[site] = self._rank(site, q.shape[2], min(k.shape[1], MEASURED_TOKENS))
             self._take_next(site)
         while (chosen := self._chosen[site]).attention is not sdpa:
@@ -139,7 +140,10 @@ class ChosenAttention:
         """Those that are faster than PyTorch's own choice, the fastest first."""
         q = torch.empty(1, num_tokens, num_heads, site.head_size, device=site.device, dtype=site.dtype)
         q.normal_(generator=torch.Generator(site.device).manual_seed(0))
-        times = {one.name: seconds(one.attention, q, self._clock) for one in (OWN, *working)}
+        times = {}
+        for one in (OWN, *working):  # what a tiny input did not show, many tokens may
+            took = attempt(partial(seconds, one.attention, q, self._clock), f"attention {one.name}", INSTEAD)
+            times[one.name] = math.inf if took is None else took
         told = ", ".join(f"{name} {took * 1e3:.2f}" for name, took in times.items())
         logger.info("attention of %s tokens in ms: %s", num_tokens, told)
         faster = [one for one in working if times[one.name] < MARGIN * times[OWN.name]]

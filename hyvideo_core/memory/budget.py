@@ -68,11 +68,11 @@ class MemoryOptions:
         sizes = [residency.groups[name].num_bytes for name in residency.layout.walked]
         largest, rest, most = max(sizes, default=0), residency.groups[REST].num_bytes, residency.most_bytes
         slots = max(MIN_SLOTS, self.prefetch + 1)
-        if self.budget is None:
-            return Plan(slots, rest + min(slots * largest, sum(sizes)), most)
-        room = int(self.budget * GIGABYTE) - rest
+        allowed = math.inf if self.budget is None else self.budget * GIGABYTE
+        room = int(min(allowed, residency.total_bytes)) - rest
         if room >= most:
-            return Plan(slots, rest, most)
+            # the device may have less room than was allowed: then there is a ring too
+            return Plan(slots, rest + min(slots * largest, sum(sizes)), most)
         # rather one block less ahead than more than was allowed
         slots = max(MIN_SLOTS, min(slots, room // max(largest, 1)))
         ring = min(slots * largest, sum(sizes))

@@ -279,6 +279,42 @@ def test_auto_takes_the_fastest_of_those_that_are_right(monkeypatch, caplog, qkv
     assert "own 2000.00, slow 3000.00, fast 1000.00, same 2000.00" in caplog.text
 
 
+def test_auto_passes_over_what_fails_with_many_tokens(monkeypatch, caplog, qkv):
+    def short_only(q, k, v):
+        return sdpa(q, k, v) if q.shape[1] < 1500 else raising(q, k, v)
+
+    monkeypatch.setitem(CHOICES, AUTO, [Kernel("short", lambda: short_only), Kernel("any", lambda: right)])
+    now = [0.0]
+
+    def slow(q, k, v):
+        now[0] += 1.0
+        return sdpa(q, k, v)
+
+    monkeypatch.setattr(choice_module, "OWN", choice_module.Working("own", slow))
+    chosen = ChosenAttention(AUTO, clock=lambda: now[0])
+    ranked = chosen._rank(choice_module.site_of(qkv[0]), num_heads=3, num_tokens=1500)
+    assert [one.name for one in ranked] == ["any"]
+    assert len(warnings(caplog)) == 1
+    assert "attention short does not work here (KernelError: no kernel image is available)" in warnings(caplog)[0]
+
+
+def test_memory_that_runs_out_in_a_check_does_not_count_against_the_kernel(monkeypatch, qkv):
+    failures = [torch.OutOfMemoryError("full")]
+
+    def full_once(q, k, v, *args, **kwargs):
+        if failures:
+            raise failures.pop()
+        return right(q, k, v)
+
+    calls = install(monkeypatch, "flash_attn_2", full_once)
+    attention = ChosenAttention("flash_attn_2")
+    with pytest.raises(torch.OutOfMemoryError):
+        attention(*qkv)
+    assert torch.equal(attention(*qkv), sdpa(*qkv))
+    checks = 2
+    assert len(calls) == 1 + checks + 1
+
+
 def test_the_plain_choice_is_the_plain_function():
     assert choose_attention(PLAIN) is sdpa
 

@@ -97,6 +97,13 @@ def test_without_a_budget_everything_may_be_kept():
     assert MemoryOptions().plan(residency).kept_bytes == residency.most_bytes
 
 
+@pytest.mark.parametrize("budget", [1, 1e300])
+def test_more_than_all_weights_is_as_much_as_no_budget(budget):
+    # the room of the ring included, since the device may have less than was allowed
+    residency = Residency(make_model(), transformer_layout(make_model()), FakeDevice())
+    assert MemoryOptions(budget=budget).plan(residency) == MemoryOptions().plan(residency)
+
+
 @pytest.mark.parametrize("options", [{"budget": -1.0}, {"budget": float("nan")}, {"mode": "tiny"}, {"prefetch": 0}])
 def test_options_outside_their_range_are_refused(options):
     with pytest.raises(OptionError, match="expected"):
