@@ -105,8 +105,7 @@ class SharedWeights(Generic[ModuleT]):
             beside: weights that it needs on the same device.
         """
         patcher = self.load()
-        # held until the next run: the host drops a node's result as soon as one of its widgets changes
-        self._beside = tuple(beside)
+        self._hold(beside)
         device = host.place(patcher, memory_required, [other.load() for other in beside])
         return patcher.model, device
 
@@ -131,6 +130,7 @@ class SharedWeights(Generic[ModuleT]):
             module, device = self.place(memory_required, beside)
             yield Opened(view(module) if view else module, device, nullcontext)
             return
+        self._hold(beside)
         module, residency = self._streamed
         plan = options.plan(residency)
         residency.limit_to(plan.kept_bytes)
@@ -146,6 +146,10 @@ class SharedWeights(Generic[ModuleT]):
                 device,
             )
             yield Opened(shown, device, stream.hold)
+
+    def _hold(self, beside: Sequence[SharedWeights]) -> None:
+        """Until the next run: the host drops a node's result as soon as one of its widgets changes."""
+        self._beside = tuple(beside)
 
 
 _shared: WeakValueDictionary[tuple[object, ...], SharedWeights] = WeakValueDictionary()

@@ -98,6 +98,21 @@ def test_loras_are_streamed_with_the_weights_and_leave_the_model_as_it_was(sampl
     assert all(torch.equal(*pair) for videos in found.values() for pair in zip(videos, found["auto"], strict=True))
 
 
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_another_strength_reads_no_file_again(sample, model, run_node, monkeypatch, is_streamed):
+    if is_streamed:
+        device = FakeDevice()
+        monkeypatch.setattr(host, "stream_device_for", lambda role: device)
+    (recipe, _) = run_node("HYVLoadLora", model=model, lora="style.safetensors", strength=1.0)
+    sample(recipe)
+    read = weakref.ref(recipe.loras[0].weights)
+    del recipe
+    gc.collect()
+    (recipe, _) = run_node("HYVLoadLora", model=model, lora="style.safetensors", strength=0.5)
+    assert recipe.loras[0].weights is read()
+    assert read().patcher is not None
+
+
 def test_all_recipes_of_a_file_share_one_model_and_one_patcher(sample, model, run_node):
     strong, weak = (run_node("HYVLoadLora", model=model, lora="style.safetensors", strength=s)[0] for s in (1.0, 0.5))
     sample(strong), sample(weak)
