@@ -25,8 +25,8 @@ class HYVMemory(io.ComfyNode):
             display_name="HunyuanVideo Memory",
             category="HunyuanVideo/memory",
             description="How much GPU memory the model may take. Weights without room there are streamed from main "
-            "memory while others compute. Without this node all of it is chosen by what is free; no choice changes "
-            "the video.",
+            "memory while others compute. Without this node all of it is chosen by what is free. Where weights lie "
+            "never changes the video.",
             search_aliases=["hunyuan", "hyvideo", "vram", "low vram", "block swap", "offload", "streaming"],
             inputs=[
                 HYVModel.Input("model", tooltip="From HunyuanVideo Load Model or Load LoRA."),
