@@ -2,7 +2,7 @@
 
 Shapes: x is [B, C, T, H, W]. Attributes that own weights carry the checkpoint's names.
 With grad off, blocks work in place on what they made themselves, or on an input that nobody needs any more (`reuse`),
-and walk long clips in pieces, which changes nothing but the peak of memory.
+and walk long clips in pieces, so large that it changes nothing but the peak of memory.
 
 Source: Kong et al. 2024, "HunyuanVideo", sec. 4.1.
 """
